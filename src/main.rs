@@ -1,0 +1,2 @@
+//! The `srp` command.
+fn main() {}
