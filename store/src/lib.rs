@@ -7,18 +7,40 @@ mod base32;
 pub mod derivation;
 pub mod digest;
 pub mod encode;
+pub mod listing;
 pub mod name;
 pub mod object;
 pub mod realisation;
 pub mod revision;
 pub mod tree;
 
+mod commit;
+pub mod compose;
+mod db;
+mod error;
+mod files;
+pub mod ingest;
+mod lock;
+pub mod manifest;
+mod materialise;
+mod roots;
+mod store;
+
+pub use commit::Registration;
+pub use db::{History, Index, IndexError, Info};
 pub use derivation::{
     Action, Advice, Build, Derivation, Fetch, Format, Input, InputKey, Role, Stage,
 };
 pub use digest::{Digest, ObjectId, ResolvedHash, Sha256, StaticHash};
 pub use encode::Canonical;
+pub use error::{Conflict, StoreError};
+pub use files::remove_tree;
+pub use listing::{Found, Listing};
+pub use lock::{Lock, Scratch};
+pub use materialise::{BASE_LAYOUT, Materialised, Skeleton};
 pub use name::{Name, OutputName, Triple};
 pub use object::{Object, ObjectName, Permission, Reference, ReferenceKind};
 pub use realisation::{Claim, Realisation, Route};
+pub use roots::Root;
+pub use store::{Access, FORMAT, Store};
 pub use tree::{Directory, Entry};

@@ -1,0 +1,218 @@
+//! The one write order.
+//!
+//! What is to be registered is staged beside its place: trees below `trees/`, records beside the
+//! records. Then, for everything that finished together (a *group*), in this order: one `syncfs`
+//! makes all of it survive a power cut; trees are renamed to their places; their directory is
+//! synced; then records are renamed, an object's before the realisation that names it. A crash at
+//! any point leaves a whole object or none, and never a record of what isn't there.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex};
+
+use crate::db::{self, Info};
+use crate::digest::{ResolvedHash, StaticHash};
+use crate::error::{IoContext, StoreError};
+use crate::files;
+use crate::listing::Listing;
+use crate::object::Object;
+use crate::realisation::{Claim, Realisation};
+use crate::store::Store;
+
+/// What is registered together: all of it or, after a crash, none that refers to the rest.
+#[derive(Debug, Default)]
+pub struct Registration {
+    trees: Vec<(PathBuf, PathBuf)>,
+    records: Vec<(PathBuf, Vec<u8>)>,
+    links: Vec<(PathBuf, PathBuf)>,
+    realisations: Vec<(PathBuf, Vec<u8>)>,
+}
+
+/// Lets threads that finish together share one `syncfs`.
+#[derive(Debug)]
+pub(crate) struct Committer {
+    root: PathBuf,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Vec<(u64, Registration)>,
+    finished: BTreeMap<u64, Result<(), StoreError>>,
+    next: u64,
+    leading: bool,
+}
+
+impl Registration {
+    /// Adds an object whose normalised tree lies at `staged`, on the store's file system.
+    pub fn object(
+        &mut self,
+        store: &Store,
+        object: &Object,
+        listing: Arc<Listing>,
+        staged: PathBuf,
+    ) {
+        let size_bytes = listing.size_bytes();
+        self.trees.push((staged, store.tree_path(&object.tree)));
+        self.records.push((store.listing_path(&object.tree), listing.encode()));
+        store.remember_listing(listing);
+        self.existing_tree(store, object, size_bytes);
+    }
+
+    /// Adds an object whose tree is in the store already or in this registration.
+    pub fn existing_tree(&mut self, store: &Store, object: &Object, size_bytes: u64) {
+        let info = Info { object: object.clone(), size_bytes };
+        self.records.push((store.info_path(&object.id()), db::encode(&info)));
+        let target = Path::new("../trees").join(object.tree.to_string());
+        self.links.push((store.object_path(&object.path_name()), target));
+    }
+
+    /// Adds what a resolved derivation came out as.
+    pub fn realisation(&mut self, store: &Store, hash: &ResolvedHash, realisation: &Realisation) {
+        self.realisations.push((store.realisation_path(hash), db::encode(realisation)));
+    }
+
+    /// Adds what was chosen for a derivation by its static hash.
+    pub fn claim(&mut self, store: &Store, hash: &StaticHash, claim: &Claim) {
+        self.realisations.push((store.claim_path(hash), db::encode(claim)));
+    }
+}
+
+impl Store {
+    /// Registers everything in `registration`; when this returns, it survives a power cut.
+    ///
+    /// Calls from several threads at once are committed as a group.
+    pub fn commit(&self, registration: Registration) -> Result<(), StoreError> {
+        self.check_writable()?;
+        self.committer.commit(registration)
+    }
+}
+
+impl Committer {
+    pub(crate) fn new(root: &Path) -> Committer {
+        Committer { root: root.to_owned(), queue: Mutex::default(), changed: Condvar::new() }
+    }
+
+    fn commit(&self, registration: Registration) -> Result<(), StoreError> {
+        let mut queue = self.queue.lock().expect("no holder panics");
+        let ticket = queue.next;
+        queue.next += 1;
+        queue.waiting.push((ticket, registration));
+        loop {
+            if let Some(result) = queue.finished.remove(&ticket) {
+                return result;
+            }
+            if queue.leading {
+                queue = self.changed.wait(queue).expect("no holder panics");
+                continue;
+            }
+            queue.leading = true;
+            let group = std::mem::take(&mut queue.waiting);
+            drop(queue);
+            let results = self.write(group);
+            queue = self.queue.lock().expect("no holder panics");
+            queue.finished.extend(results);
+            queue.leading = false;
+            self.changed.notify_all();
+        }
+    }
+
+    /// Writes a group. A member that fails doesn't fail the others.
+    fn write(&self, group: Vec<(u64, Registration)>) -> Vec<(u64, Result<(), StoreError>)> {
+        let mut staged = Vec::new();
+        let mut results = Vec::new();
+        for (ticket, registration) in group {
+            match stage(registration) {
+                Ok(registration) => staged.push((ticket, registration)),
+                Err(error) => results.push((ticket, Err(error))),
+            }
+        }
+        if staged.is_empty() {
+            return results;
+        }
+        // If nothing can be synced, nothing is placed: what is staged is cleaned up as leftovers.
+        if let Err(error) = self.sync() {
+            let text = error.to_string();
+            let failed = || StoreError::Io {
+                action: "sync",
+                path: self.root.clone(),
+                source: std::io::Error::other(text.clone()),
+            };
+            results.extend(staged.into_iter().map(|(ticket, _)| (ticket, Err(failed()))));
+            return results;
+        }
+        let placed: Vec<_> = staged
+            .into_iter()
+            .map(|(ticket, staged)| {
+                let trees = staged.trees.iter().try_for_each(|(from, to)| place_tree(from, to));
+                (ticket, staged, trees)
+            })
+            .collect();
+        let trees_synced = files::sync_directory(&self.root.join("trees"));
+        for (ticket, staged, trees) in placed {
+            let placed = trees
+                .and_then(|()| match &trees_synced {
+                    Ok(()) => Ok(()),
+                    Err(_) => files::sync_directory(&self.root.join("trees")),
+                })
+                .and_then(|()| {
+                    staged.records.iter().try_for_each(|(from, to)| files::place(from, to))?;
+                    staged.links.iter().try_for_each(|(to, target)| {
+                        if fs::read_link(to).is_ok_and(|old| old == *target) {
+                            return Ok(());
+                        }
+                        files::symlink_atomically(to, target)
+                    })?;
+                    staged.realisations.iter().try_for_each(|(from, to)| files::place(from, to))
+                });
+            results.push((ticket, placed));
+        }
+        results
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        let root = File::open(&self.root).at("open", &self.root)?;
+        nix::unistd::syncfs(&root).at("sync", &self.root)
+    }
+}
+
+/// A registration whose files are written under temporary names: pairs of staged and final path.
+struct Staged {
+    trees: Vec<(PathBuf, PathBuf)>,
+    records: Vec<(PathBuf, PathBuf)>,
+    links: Vec<(PathBuf, PathBuf)>,
+    realisations: Vec<(PathBuf, PathBuf)>,
+}
+
+fn stage(registration: Registration) -> Result<Staged, StoreError> {
+    let write = |records: Vec<(PathBuf, Vec<u8>)>| {
+        records
+            .into_iter()
+            .map(|(path, bytes)| Ok((files::stage_file(&path, &bytes, 0o444)?, path)))
+            .collect::<Result<Vec<_>, StoreError>>()
+    };
+    Ok(Staged {
+        trees: registration.trees,
+        records: write(registration.records)?,
+        links: registration.links,
+        realisations: write(registration.realisations)?,
+    })
+}
+
+/// Renames a tree to its place; a tree that is there already is as good, being the same.
+fn place_tree(staged: &Path, place: &Path) -> Result<(), StoreError> {
+    match fs::rename(staged, place) {
+        Ok(()) => fs::set_permissions(place, fs::Permissions::from_mode(0o555)).at("change", place),
+        Err(error)
+            if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists)
+                || (place.is_dir() && staged.is_dir()) =>
+        {
+            files::remove_tree(staged)
+        }
+        Err(error) => Err(error).at("rename", staged),
+    }
+}

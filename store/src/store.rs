@@ -1,0 +1,544 @@
+//! The store on disk: what lies where, and reading it.
+//!
+//! Files are the truth: everything here is answered from them. Writing is `commit.rs`'s business.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use crate::commit::Committer;
+use crate::db::{self, Info};
+use crate::derivation::Derivation;
+use crate::digest::{Digest, ObjectId, ResolvedHash, StaticHash};
+use crate::encode::Canonical;
+use crate::error::{IoContext, StoreError};
+use crate::files;
+use crate::listing::Listing;
+use crate::object::{ObjectName, ReferenceKind};
+use crate::realisation::{Claim, Realisation};
+
+/// The store format that this program reads and writes.
+pub const FORMAT: u32 = 1;
+
+/// The directories of a store, in the order in which they are made.
+const DIRECTORIES: &[&str] = &[
+    "objects",
+    "trees",
+    "info",
+    "realisations/static",
+    "realisations/resolved",
+    "derivations",
+    "eval",
+    "logs",
+    "roots",
+    "locks",
+    "composed",
+    "sources",
+    "tmp",
+];
+
+/// A store directory that was opened.
+///
+/// It is shared between threads by reference.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+    writable: bool,
+    pub(crate) committer: Committer,
+    listings: Mutex<HashMap<Digest, Arc<Listing>>>,
+}
+
+/// How a store is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// For reading only: by anybody who may read the files, also from a read-only disk.
+    Read,
+    /// For writing too: by its owner; it is made if there is none.
+    Write,
+}
+
+impl Store {
+    /// Opens the store at `root`.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] (reading), [`StoreError::NotAStore`], [`StoreError::Format`],
+    /// [`StoreError::Owner`], or what the system says.
+    pub fn open(root: &Path, access: Access) -> Result<Store, StoreError> {
+        let writable = access == Access::Write;
+        let meta = root.join("meta");
+        match fs::read_to_string(&meta) {
+            Ok(text) => check_format(root, &text)?,
+            Err(error) if error.kind() == ErrorKind::NotFound && writable => create(root)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(StoreError::Missing { path: root.to_owned() });
+            }
+            Err(error) => return Err(error).at("read", &meta),
+        }
+        if writable {
+            let owner = fs::metadata(root).at("read", root)?.uid();
+            let user = nix::unistd::geteuid().as_raw();
+            if owner != user {
+                return Err(StoreError::Owner { path: root.to_owned(), owner, user });
+            }
+            let locks = root.join("locks");
+            nix::unistd::access(&locks, nix::unistd::AccessFlags::W_OK).at("write to", &locks)?;
+        }
+        let store = Store {
+            committer: Committer::new(root),
+            root: root.to_owned(),
+            writable,
+            listings: Mutex::default(),
+        };
+        Ok(store)
+    }
+
+    /// The store's directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// An error unless the store was opened for writing.
+    pub(crate) fn check_writable(&self) -> Result<(), StoreError> {
+        if self.writable { Ok(()) } else { Err(StoreError::ReadOnly { path: self.root.clone() }) }
+    }
+
+    /// A directory of the store: `logs`, `sources`, `eval` …
+    pub fn directory(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// An object's path. There need be nothing there.
+    pub fn object_path(&self, name: &ObjectName) -> PathBuf {
+        self.root.join("objects").join(name.to_string())
+    }
+
+    /// The directory of a tree's files. There need be nothing there.
+    pub fn tree_path(&self, tree: &Digest) -> PathBuf {
+        self.root.join("trees").join(tree.to_string())
+    }
+
+    /// Where the log of a build is kept.
+    pub fn log_path(&self, resolved: &ResolvedHash) -> PathBuf {
+        self.root.join("logs").join(format!("{resolved}.log"))
+    }
+
+    /// An object's record.
+    pub fn info(&self, id: &ObjectId) -> Result<Info, StoreError> {
+        self.find_info(id)?.ok_or_else(|| StoreError::NoObject { id: *id, path: self.root.clone() })
+    }
+
+    /// An object's record, if the object is in the store.
+    pub fn find_info(&self, id: &ObjectId) -> Result<Option<Info>, StoreError> {
+        let info: Option<Info> = self.record(&self.info_path(id))?;
+        match info {
+            Some(info) if info.object.id() != *id => Err(StoreError::Damaged {
+                path: self.info_path(id),
+                reason: format!("it describes the object {}", info.object.id()),
+            }),
+            info => Ok(info),
+        }
+    }
+
+    /// Whether the object and its tree are there. Cheap: the tree is not verified.
+    pub fn contains(&self, id: &ObjectId) -> Result<bool, StoreError> {
+        let Some(info) = self.find_info(id)? else { return Ok(false) };
+        Ok(self.tree_path(&info.object.tree).is_dir())
+    }
+
+    /// Whether the object and everything it refers to are there.
+    pub fn contains_closure(&self, ids: &[ObjectId]) -> Result<bool, StoreError> {
+        let mut seen = BTreeSet::new();
+        let mut pending = ids.to_vec();
+        while let Some(id) = pending.pop() {
+            if !seen.insert(id) {
+                continue;
+            }
+            let Some(info) = self.find_info(&id)? else { return Ok(false) };
+            if !self.tree_path(&info.object.tree).is_dir() {
+                return Ok(false);
+            }
+            pending.extend(info.object.references(ReferenceKind::ALL));
+        }
+        Ok(true)
+    }
+
+    /// What a resolved derivation came out as here.
+    pub fn realisation(&self, resolved: &ResolvedHash) -> Result<Option<Realisation>, StoreError> {
+        self.record(&self.realisation_path(resolved))
+    }
+
+    /// What was chosen here for a derivation by its static hash.
+    pub fn claim(&self, hash: &StaticHash) -> Result<Option<Claim>, StoreError> {
+        self.record(&self.claim_path(hash))
+    }
+
+    /// A derivation that was instantiated here.
+    pub fn derivation(&self, hash: &StaticHash) -> Result<Option<Derivation>, StoreError> {
+        let path = self.derivation_path(hash);
+        let Some(bytes) = files::read_if_exists(&path)? else { return Ok(None) };
+        let derivation = Derivation::from_canonical(&bytes).map_err(|error| {
+            StoreError::Damaged { path: path.clone(), reason: error.to_string() }
+        })?;
+        if derivation.static_hash() != *hash {
+            let reason = "it is another derivation than its name says".to_owned();
+            return Err(StoreError::Damaged { path, reason });
+        }
+        Ok(Some(derivation))
+    }
+
+    /// Keeps a derivation, so that `show` and `log` find it later.
+    pub fn add_derivation(&self, derivation: &Derivation) -> Result<StaticHash, StoreError> {
+        self.check_writable()?;
+        let hash = derivation.static_hash();
+        let path = self.derivation_path(&hash);
+        let bytes = derivation.to_canonical();
+        // Advice may have changed under the same hash: the newest is kept.
+        if files::read_if_exists(&path)?.as_deref() != Some(&bytes) {
+            files::write_atomically(&path, &bytes)?;
+        }
+        Ok(hash)
+    }
+
+    /// All derivations whose static hash begins with `prefix` (hexadecimal digits).
+    pub fn derivations_by_prefix(&self, prefix: &str) -> Result<Vec<StaticHash>, StoreError> {
+        let directory = self.root.join("derivations");
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&directory).at("list", &directory)? {
+            let name = entry.at("list", &directory)?.file_name();
+            if let Some(hash) = name.to_str().filter(|name| name.starts_with(prefix)) {
+                found.extend(hash.parse::<StaticHash>().ok());
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// A tree's listing. Kept in memory: it is asked for again and again.
+    pub fn listing(&self, tree: &Digest) -> Result<Arc<Listing>, StoreError> {
+        if let Some(listing) = self.listings.lock().expect("no holder panics").get(tree) {
+            return Ok(Arc::clone(listing));
+        }
+        let path = self.listing_path(tree);
+        let bytes = fs::read(&path).at("read", &path)?;
+        let listing = Arc::new(Listing::decode(&bytes, *tree, &path)?);
+        self.remember_listing(Arc::clone(&listing));
+        Ok(listing)
+    }
+
+    pub(crate) fn remember_listing(&self, listing: Arc<Listing>) {
+        self.listings.lock().expect("no holder panics").insert(listing.digest(), listing);
+    }
+
+    /// The closure of `ids` over references of `kinds`: each object once, an object before what
+    /// it refers to, in the order of `ids` and then of references.
+    pub fn closure(
+        &self,
+        ids: &[ObjectId],
+        kinds: &[ReferenceKind],
+    ) -> Result<Vec<(ObjectId, Info)>, StoreError> {
+        let mut closure = Vec::new();
+        let mut seen = BTreeSet::new();
+        let mut pending: Vec<ObjectId> = ids.iter().rev().copied().collect();
+        while let Some(id) = pending.pop() {
+            if !seen.insert(id) {
+                continue;
+            }
+            let info = self.info(&id)?;
+            let references: BTreeSet<ObjectId> = info.object.references(kinds).collect();
+            pending.extend(references.iter().rev());
+            closure.push((id, info));
+        }
+        Ok(closure)
+    }
+
+    /// The shortest chain of references from `from` to `to`, both included, or none.
+    pub fn reference_chain(
+        &self,
+        from: &ObjectId,
+        to: &ObjectId,
+        kinds: &[ReferenceKind],
+    ) -> Result<Option<Vec<ObjectName>>, StoreError> {
+        let mut came_from: BTreeMap<ObjectId, Option<ObjectId>> = [(*from, None)].into();
+        let mut pending = std::collections::VecDeque::from([*from]);
+        while let Some(id) = pending.pop_front() {
+            if id == *to {
+                let mut chain = Vec::new();
+                let mut at = Some(id);
+                while let Some(id) = at {
+                    chain.push(self.info(&id)?.object.path_name());
+                    at = came_from[&id];
+                }
+                chain.reverse();
+                return Ok(Some(chain));
+            }
+            for reference in self.info(&id)?.object.references(kinds) {
+                came_from.entry(reference).or_insert_with(|| {
+                    pending.push_back(reference);
+                    Some(id)
+                });
+            }
+        }
+        Ok(None)
+    }
+
+    pub(crate) fn info_path(&self, id: &ObjectId) -> PathBuf {
+        self.root.join("info").join(id.to_string())
+    }
+
+    pub(crate) fn listing_path(&self, tree: &Digest) -> PathBuf {
+        self.root.join("trees").join(format!("{tree}.listing"))
+    }
+
+    pub(crate) fn realisation_path(&self, resolved: &ResolvedHash) -> PathBuf {
+        self.root.join("realisations/resolved").join(resolved.to_string())
+    }
+
+    pub(crate) fn claim_path(&self, hash: &StaticHash) -> PathBuf {
+        self.root.join("realisations/static").join(hash.to_string())
+    }
+
+    fn derivation_path(&self, hash: &StaticHash) -> PathBuf {
+        self.root.join("derivations").join(hash.to_string())
+    }
+
+    fn record<R: db::Record>(&self, path: &Path) -> Result<Option<R>, StoreError> {
+        files::read_if_exists(path)?
+            .map(|bytes| {
+                db::decode(&bytes)
+                    .map_err(|reason| StoreError::Damaged { path: path.to_owned(), reason })
+            })
+            .transpose()
+    }
+}
+
+/// Makes an empty store. What makes it one, `meta`, is written last.
+fn create(root: &Path) -> Result<(), StoreError> {
+    if let Ok(mut entries) = fs::read_dir(root)
+        && entries.any(|entry| {
+            entry.is_ok_and(|entry| {
+                !DIRECTORIES
+                    .iter()
+                    .any(|name| name.starts_with(&*entry.file_name().to_string_lossy()))
+            })
+        })
+    {
+        return Err(StoreError::NotAStore { path: root.to_owned() });
+    }
+    for name in DIRECTORIES {
+        let path = root.join(name);
+        fs::create_dir_all(&path).at("create", &path)?;
+    }
+    let meta = root.join("meta");
+    let staged =
+        files::stage_file(&meta, format!("srp store\nformat {FORMAT}\n").as_bytes(), 0o644)?;
+    File::open(&staged).and_then(|file| file.sync_all()).at("sync", &staged)?;
+    files::place(&staged, &meta)?;
+    files::sync_directory(root)
+}
+
+/// `meta` is `srp store`, `format <number>`, then a line `feature <name>` for each feature without
+/// knowing which the store can't be read.
+fn check_format(root: &Path, text: &str) -> Result<(), StoreError> {
+    let unknown =
+        |found: String| StoreError::Format { path: root.to_owned(), found, known: FORMAT };
+    let mut lines = text.lines();
+    if lines.next() != Some("srp store") {
+        return Err(unknown("a damaged `meta`".to_owned()));
+    }
+    let format = lines.next().and_then(|line| line.strip_prefix("format "));
+    match format.and_then(|number| number.parse::<u32>().ok()) {
+        Some(FORMAT) => {}
+        Some(other) => return Err(unknown(format!("format {other}"))),
+        None => return Err(unknown("a damaged `meta`".to_owned())),
+    }
+    match lines.next() {
+        None => Ok(()),
+        Some(line) => Err(unknown(format!("the unknown {line}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::commit::Registration;
+    use crate::ingest::{self, Rules};
+    use crate::object::{Object, Reference};
+
+    fn open(directory: &tempfile::TempDir) -> Store {
+        Store::open(&directory.path().join("store"), Access::Write).expect("opened")
+    }
+
+    /// Adds an object of small files, as an import would.
+    fn add(store: &Store, name: &str, files: &[(&str, &str)], references: &[&Object]) -> Object {
+        let scratch = store.scratch().expect("a scratch directory");
+        let tree = scratch.path().join("tree");
+        fs::create_dir(&tree).expect("created");
+        for (path, text) in files {
+            let path = tree.join(path);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("created");
+            fs::write(path, text).expect("written");
+        }
+        let listing = Arc::new(ingest::take(&tree, Rules::default()).expect("taken"));
+        let object = Object {
+            name: name.parse().expect("a name"),
+            tree: listing.digest(),
+            references: references
+                .iter()
+                .map(|it| Reference { kind: ReferenceKind::Run, object: it.id() })
+                .collect(),
+            permissions: BTreeMap::new(),
+        };
+        let mut registration = Registration::default();
+        registration.object(store, &object, listing, tree);
+        store.commit(registration).expect("committed");
+        object
+    }
+
+    #[test]
+    fn an_object_is_registered_read_back_and_composed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = open(&directory);
+        let libc = add(&store, "libc", &[("usr/lib/libc.so", "c"), ("usr/include/a.h", "h")], &[]);
+        let tool = add(&store, "tool", &[("usr/bin/tool", "t")], &[&libc]);
+
+        // A second process sees the same.
+        let store = open(&directory);
+        assert!(store.contains_closure(&[tool.id()]).expect("readable"));
+        let closure = store.closure(&[tool.id()], ReferenceKind::RUN).expect("a closure");
+        assert_eq!(closure.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [tool.id(), libc.id()]);
+        let path = store.object_path(&tool.path_name());
+        assert_eq!(fs::read_to_string(path.join("usr/bin/tool")).expect("readable"), "t");
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o555);
+
+        let root = directory.path().join("root");
+        let composition = store.compose_object(&tool, ReferenceKind::RUN).expect("composed");
+        let located = composition.locate("/usr/lib/../lib/libc.so").expect("located");
+        assert_eq!(located.provider.expect("provided").object, libc.path_name());
+        let written = composition.materialise(&root).expect("written");
+        assert_eq!(fs::read_link(root.join("bin")).expect("a link"), Path::new("usr/bin"));
+        assert_eq!(fs::read_to_string(root.join("lib/libc.so")).expect("readable"), "c");
+        let again = ingest::copy(&root, &directory.path().join("copy"), Rules::default());
+        assert!(matches!(again, Err(StoreError::Mode { .. })), "/tmp is sticky");
+        for path in ["tmp", "var/tmp"] {
+            fs::set_permissions(root.join(path), fs::Permissions::from_mode(0o755)).expect("set");
+        }
+        let again = ingest::copy(&root, &directory.path().join("copy2"), Rules::default());
+        assert_eq!(again.expect("copied").digest(), written.digest);
+        let composition = store.compose_object(&tool, ReferenceKind::RUN).expect("composed");
+        assert!(matches!(composition.materialise(&root), Err(StoreError::NotEmpty { .. })));
+    }
+
+    #[test]
+    fn two_objects_with_one_path_are_an_error_that_names_both() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = open(&directory);
+        let first = add(&store, "first", &[("usr/bin/x", "1"), ("usr/bin/same", "s")], &[]);
+        let second = add(&store, "second", &[("usr/bin/x", "2"), ("usr/bin/same", "s")], &[]);
+        let error = store.compose(&[vec![first.id(), second.id()]]).expect_err("a conflict");
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "/usr/bin/x is a file in {} and another in {}",
+                first.path_name(),
+                second.path_name()
+            )
+        );
+        let shadowing = store.compose(&[vec![first.id()], vec![second.id()]]).expect("shadowed");
+        assert_eq!(shadowing.shadowed().len(), 1);
+        let located = shadowing.locate("usr/bin/x").expect("located");
+        assert_eq!(located.provider.expect("provided").object, first.path_name());
+        assert_eq!(shadowing.listing().digest(), shadowing.digest());
+    }
+
+    #[test]
+    fn a_store_that_is_newer_damaged_or_none_is_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        drop(open(&directory));
+        let root = directory.path().join("store");
+        let message = |text: &str| {
+            fs::write(root.join("meta"), text).expect("written");
+            Store::open(&root, Access::Read).expect_err("refused").to_string()
+        };
+        assert!(message("srp store\nformat 2\n").contains("has format 2"));
+        assert!(message("srp store\nformat 1\nfeature x\n").contains("has the unknown feature x"));
+        assert!(message("srp").contains("has a damaged `meta`"));
+        fs::remove_file(root.join("meta")).expect("removed");
+        assert!(matches!(Store::open(&root, Access::Read), Err(StoreError::Missing { .. })));
+        fs::write(root.join("precious"), "").expect("written");
+        assert!(matches!(Store::open(&root, Access::Write), Err(StoreError::NotAStore { .. })));
+    }
+
+    #[test]
+    fn a_truncated_record_is_named_and_a_missing_tree_is_noticed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = open(&directory);
+        let object = add(&store, "libc", &[("usr/lib/libc.so", "c")], &[]);
+        let tree = store.tree_path(&object.tree);
+        fs::rename(&tree, tree.with_extension("away")).expect("renamed");
+        assert!(!store.contains(&object.id()).expect("readable"));
+        let info = store.info_path(&object.id());
+        let bytes = fs::read(&info).expect("readable");
+        fs::remove_file(&info).expect("removed");
+        fs::write(&info, &bytes[..bytes.len() - 1]).expect("written");
+        let error = store.info(&object.id()).expect_err("damaged").to_string();
+        assert!(
+            error.contains(&info.display().to_string()) && error.contains("is damaged"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn roots_have_generations() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = open(&directory);
+        let objects: Vec<_> = ["a", "b", "c", "d"]
+            .iter()
+            .map(|text| add(&store, text, &[("f", text)], &[]).path_name())
+            .collect();
+        for object in &objects {
+            store.set_root("stage1.x", object).expect("set");
+            store.set_root("stage1.x", object).expect("set again: no new generation");
+        }
+        let roots = store.roots().expect("readable");
+        assert_eq!(roots.iter().map(|root| root.generation).collect::<Vec<_>>(), [2, 3, 4]);
+        assert_eq!(roots[2].object, objects[3]);
+        for bad in ["", "..", "a/b", ".hidden"] {
+            assert!(matches!(store.set_root(bad, &objects[0]), Err(StoreError::RootName { .. })));
+        }
+        assert!(store.remove_root("stage1.x").expect("removed"));
+        assert!(store.roots().expect("readable").is_empty());
+    }
+
+    #[test]
+    fn threads_that_finish_together_commit_together() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = open(&directory);
+        std::thread::scope(|scope| {
+            for index in 0..16 {
+                let store = &store;
+                scope.spawn(move || {
+                    let text = format!("{index}");
+                    let object = add(store, &format!("o{index}"), &[("f", &text)], &[]);
+                    assert!(store.contains(&object.id()).expect("readable"));
+                });
+            }
+        });
+        assert!(fs::read_dir(store.directory("tmp")).expect("readable").next().is_none());
+    }
+
+    #[test]
+    fn a_lock_keeps_others_out_until_it_is_dropped() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = open(&directory);
+        let hash = ResolvedHash::from_bytes([1; 32]);
+        let held = store.lock(&hash, &mut || false).expect("no error").expect("locked");
+        assert!(store.lock(&hash, &mut || false).expect("no error").is_none());
+        drop(held);
+        assert!(store.lock(&hash, &mut || false).expect("no error").is_some());
+    }
+}
