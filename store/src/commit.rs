@@ -3,7 +3,8 @@
 //! What is to be registered is staged beside its place: trees below `trees/`, records beside the
 //! records. Then, for everything that finished together (a *group*), in this order: one `syncfs`
 //! makes all of it survive a power cut; trees are renamed to their places; their directory is
-//! synced; then records are renamed, an object's before the realisation that names it. A crash at
+//! synced; then records are renamed, an object's before the realisation that names it, and their
+//! directories synced. A crash at
 //! any point leaves a whole object or none, and never a record of what isn't there.
 
 use std::collections::BTreeMap;
@@ -21,6 +22,9 @@ use crate::listing::Listing;
 use crate::object::Object;
 use crate::realisation::{Claim, Realisation};
 use crate::store::Store;
+
+/// Where records are renamed to.
+const RECORDS: &[&str] = &["info", "objects", "realisations/static", "realisations/resolved"];
 
 /// What is registered together: all of it or, after a crash, none that refers to the rest.
 #[derive(Debug, Default)]
@@ -69,6 +73,11 @@ impl Registration {
         self.records.push((store.info_path(&object.id()), db::encode(&info)));
         let target = Path::new("../trees").join(object.tree.to_string());
         self.links.push((store.object_path(&object.path_name()), target));
+    }
+
+    /// Whether there is nothing to register.
+    pub fn is_empty(&self) -> bool {
+        self.trees.is_empty() && self.records.is_empty() && self.realisations.is_empty()
     }
 
     /// Adds what a resolved derivation came out as.
@@ -137,12 +146,8 @@ impl Committer {
         // If nothing can be synced, nothing is placed: what is staged is cleaned up as leftovers.
         if let Err(error) = self.sync() {
             let text = error.to_string();
-            let failed = || StoreError::Io {
-                action: "sync",
-                path: self.root.clone(),
-                source: std::io::Error::other(text.clone()),
-            };
-            results.extend(staged.into_iter().map(|(ticket, _)| (ticket, Err(failed()))));
+            let failed = |(ticket, _)| (ticket, Err(self.not_synced(&text)));
+            results.extend(staged.into_iter().map(failed));
             return results;
         }
         let placed: Vec<_> = staged
@@ -171,10 +176,27 @@ impl Committer {
                 });
             results.push((ticket, placed));
         }
+        // The records' names are to survive, too: only then has a caller been told the truth.
+        let mut records = RECORDS.iter().map(|name| self.root.join(name));
+        if let Err(error) = records.try_for_each(|path| files::sync_directory(&path)) {
+            let text = error.to_string();
+            for (_, result) in results.iter_mut().filter(|(_, result)| result.is_ok()) {
+                *result = Err(self.not_synced(&text));
+            }
+        }
         results
     }
 
-    fn sync(&self) -> Result<(), StoreError> {
+    /// One failure to sync, as each member of a group is told of it.
+    fn not_synced(&self, text: &str) -> StoreError {
+        StoreError::Io {
+            action: "sync",
+            path: self.root.clone(),
+            source: std::io::Error::other(text.to_owned()),
+        }
+    }
+
+    pub(crate) fn sync(&self) -> Result<(), StoreError> {
         let root = File::open(&self.root).at("open", &self.root)?;
         nix::unistd::syncfs(&root).at("sync", &self.root)
     }

@@ -260,9 +260,7 @@ impl Composition {
         }
         let mut merge =
             Merge { providers: &self.providers, path: Vec::new(), shadowed: Vec::new() };
-        merge
-            .merge(&mut self.root, tree)
-            .map_err(|conflict| StoreError::Conflict(Box::new(conflict)))?;
+        merge.merge(&mut self.root, tree).map_err(StoreError::Conflict)?;
         self.shadowed.append(&mut merge.shadowed);
         Ok(())
     }
@@ -360,7 +358,7 @@ struct Merge<'a> {
 }
 
 impl Merge<'_> {
-    fn merge(&mut self, node: &mut Node, other: Node) -> Result<(), Conflict> {
+    fn merge(&mut self, node: &mut Node, other: Node) -> Result<(), Box<Conflict>> {
         match (&*node, &other) {
             (Node::Entry(a, _), Node::Entry(b, _)) if a == b => return Ok(()),
             (Node::Subtree(a, _), Node::Subtree(b, _)) if a == b => return Ok(()),
@@ -391,7 +389,7 @@ impl Merge<'_> {
     }
 
     /// Two different things at one path: an error within a group, shadowing between groups.
-    fn differ(&mut self, node: &Node, other: &Node) -> Result<(), Conflict> {
+    fn differ(&mut self, node: &Node, other: &Node) -> Result<(), Box<Conflict>> {
         let provider = |node: &Node| &self.providers[node.provider().expect("it has a provider")];
         let (first, second) = (provider(node), provider(other));
         let path: Vec<_> = self.path.iter().map(|name| printable(name)).collect();
@@ -405,7 +403,7 @@ impl Merge<'_> {
             },
         };
         if first.group == second.group {
-            return Err(conflict);
+            return Err(Box::new(conflict));
         }
         self.shadowed.push(conflict);
         Ok(())
@@ -444,6 +442,11 @@ fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = Box<[u8]>> {
 }
 
 impl Provider {
+    /// What its tree holds.
+    pub fn listing(&self) -> &Listing {
+        &self.listing
+    }
+
     /// Where the file at a path of the root lies on disk, if this provider has it.
     pub fn file(&self, path: &Path) -> PathBuf {
         self.path.join(path.strip_prefix(&self.at).unwrap_or(path))

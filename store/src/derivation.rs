@@ -162,6 +162,9 @@ pub struct Advice {
     pub size_bytes: Option<u64>,
     /// The most memory the build is expected to take.
     pub memory_mib: Option<u64>,
+    /// What the builder needs of the CPU beyond what every one of its architecture has, as
+    /// `/proc/cpuinfo` names it.
+    pub cpu_features: Vec<String>,
     /// How many cores it can use; all if nothing is said.
     pub cores: Option<u64>,
     /// How long it may take.
@@ -443,6 +446,7 @@ impl Canonical for Advice {
     fn encode(&self, to: &mut Encoder) {
         to.text(&self.description);
         self.urls.encode(to);
+        self.cpu_features.encode(to);
         for number in [
             self.size_bytes,
             self.memory_mib,
@@ -458,6 +462,7 @@ impl Canonical for Advice {
         Ok(Advice {
             description: String::decode(from)?,
             urls: Vec::decode(from)?,
+            cpu_features: Vec::decode(from)?,
             size_bytes: Option::decode(from)?,
             memory_mib: Option::decode(from)?,
             cores: Option::decode(from)?,

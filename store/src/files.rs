@@ -174,7 +174,8 @@ mod tests {
         }
         fs::write(kept.join("file"), "data").expect("written");
         std::os::unix::fs::symlink(&kept, victim.join("link")).expect("linked");
-        fs::set_permissions(victim.join("locked"), fs::Permissions::from_mode(0)).expect("locked");
+        fs::set_permissions(victim.join("locked"), fs::Permissions::from_mode(0o000))
+            .expect("locked");
         remove_tree(&victim).expect("removed");
         assert!(kept.join("file").exists() && !victim.exists());
         remove_tree(&victim).expect("nothing to remove is success");

@@ -147,6 +147,8 @@ impl Store {
         let scratch = self.scratch()?;
         let staged = scratch.path().join("composed");
         composition.write(&staged, Style::Frozen)?;
+        // It is trusted by its name from now on.
+        self.committer.sync()?;
         match fs::rename(&staged, &path) {
             Ok(()) => {
                 fs::set_permissions(&path, fs::Permissions::from_mode(0o555))
@@ -215,7 +217,7 @@ impl Composition {
     /// Writes the composition to the new directory `to`.
     fn write(&self, to: &Path, style: Style) -> Result<u64, StoreError> {
         fs::create_dir(to).at("create", to)?;
-        let size_bytes = self.write_node(self.root(), &mut PathBuf::new(), to, style)?;
+        let size_bytes = self.write_node(self.root(), Path::new(""), to, style)?;
         finish_directory(to, Style::Rootfs)?;
         Ok(size_bytes)
     }
@@ -296,6 +298,11 @@ impl Composition {
         for provider in self.providers() {
             for (path, permission) in &provider.permissions {
                 let file = root.join(&provider.at).join(path.trim_start_matches('/'));
+                // What is reached through a link may lie outside the root.
+                if !is_plain(root, &file)? {
+                    unapplied.push(format!("{path} {permission}"));
+                    continue;
+                }
                 let owner =
                     number(&users, &permission.user).zip(number(&groups, &permission.group));
                 let (Some((user, group)), true) = (owner, nix::unistd::geteuid().is_root()) else {
@@ -309,6 +316,16 @@ impl Composition {
         }
         Ok(unapplied)
     }
+}
+
+/// Whether neither `file` nor any directory between it and `root` is a symlink.
+fn is_plain(root: &Path, file: &Path) -> Result<bool, StoreError> {
+    for path in file.ancestors().take_while(|path| *path != root) {
+        if fs::symlink_metadata(path).at("read", path)?.is_symlink() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Names and numbers of `/etc/passwd` or `/etc/group`: fields 1 and 3.

@@ -316,14 +316,12 @@ impl Store {
 
 /// Makes an empty store. What makes it one, `meta`, is written last.
 fn create(root: &Path) -> Result<(), StoreError> {
+    // What a crash in the middle of this function left is no reason to refuse.
+    let ours = |name: &str| {
+        name.starts_with('.') || DIRECTORIES.iter().any(|it| it.split('/').next() == Some(name))
+    };
     if let Ok(mut entries) = fs::read_dir(root)
-        && entries.any(|entry| {
-            entry.is_ok_and(|entry| {
-                !DIRECTORIES
-                    .iter()
-                    .any(|name| name.starts_with(&*entry.file_name().to_string_lossy()))
-            })
-        })
+        && entries.any(|entry| entry.is_ok_and(|entry| !ours(&entry.file_name().to_string_lossy())))
     {
         return Err(StoreError::NotAStore { path: root.to_owned() });
     }
