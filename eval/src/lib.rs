@@ -1,1 +1,28 @@
-//! placeholder
+//! Starlark definitions to derivations.
+//!
+//! [`evaluate()`] turns the attributes of a [`Definitions`] directory into the
+//! [`Derivation`](srp_store::Derivation)s they stand for; [`Cache`] remembers that by the content
+//! of the files which were loaded. Evaluation is deterministic and reads nothing but the
+//! definitions directory: no environment, no clock, no network. This crate knows nothing of
+//! building, of stores on disk or of terminals.
+
+mod attribute;
+mod builtin;
+mod cache;
+mod check;
+mod definitions;
+mod error;
+mod evaluate;
+mod exports;
+mod invalid;
+mod module;
+mod nesting;
+mod session;
+#[cfg(test)]
+mod tests;
+mod value;
+
+pub use cache::{Cache, CacheError, CachedGoal};
+pub use definitions::{DefinitionPath, Definitions, DefinitionsError};
+pub use error::EvalError;
+pub use evaluate::{Evaluation, Listed, Runner, evaluate, list};

@@ -1,0 +1,120 @@
+//! What one evaluation gathers while Starlark runs: derivations made and files read.
+//!
+//! It is what the builtins reach through the evaluator. It knows no Starlark values.
+
+#![expect(unsafe_code, reason = "ProvidesStaticType is derived as an unsafe impl")]
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use srp_store::{Action, Derivation, InputKey, StaticHash};
+use starlark::values::ProvidesStaticType;
+
+use crate::definitions::{DefinitionPath, Definitions, DefinitionsError, Seen};
+use crate::evaluate::graph;
+use crate::module::Exceeded;
+
+/// One evaluation's state.
+#[derive(ProvidesStaticType)]
+pub(crate) struct Session {
+    definitions: Definitions,
+    files: RefCell<BTreeMap<DefinitionPath, Seen>>,
+    derivations: RefCell<BTreeMap<StaticHash, Arc<Derivation>>>,
+    asked: Cell<u64>,
+    exceeded: Cell<Option<Exceeded>>,
+}
+
+impl Session {
+    /// The most that a Starlark file may hold.
+    const SOURCE_LIMIT_BYTES: u64 = 1 << 20;
+    /// The most that `read_json` and `read_text` read.
+    pub(crate) const DATA_LIMIT_BYTES: u64 = 64 << 20;
+
+    pub(crate) fn new(definitions: Definitions) -> Session {
+        Session {
+            definitions,
+            files: RefCell::default(),
+            derivations: RefCell::default(),
+            asked: Cell::default(),
+            exceeded: Cell::default(),
+        }
+    }
+
+    pub(crate) fn definitions(&self) -> &Definitions {
+        &self.definitions
+    }
+
+    /// A Starlark file's text.
+    pub(crate) fn source(&self, path: &DefinitionPath) -> Result<String, DefinitionsError> {
+        self.text(path, Self::SOURCE_LIMIT_BYTES)
+    }
+
+    /// A file's text; from then on the evaluation depends on it.
+    pub(crate) fn text(
+        &self,
+        path: &DefinitionPath,
+        limit_bytes: u64,
+    ) -> Result<String, DefinitionsError> {
+        let (bytes, seen) = self.definitions.read(path, limit_bytes)?;
+        let text = String::from_utf8(bytes)
+            .map_err(|_| DefinitionsError::NotUtf8 { path: path.clone() })?;
+        // Read twice with a change in between, no one content stands for the evaluation: the
+        // first digest stays, so that the cache sees the file as changed.
+        self.files.borrow_mut().entry(path.clone()).or_insert(seen);
+        Ok(text)
+    }
+
+    /// Takes a derivation in.
+    ///
+    /// A derivation made twice is one. What is in no hash may differ then: the places of a fetched
+    /// file are added up, of the rest the first stays.
+    pub(crate) fn add(&self, derivation: Derivation) -> (StaticHash, Arc<Derivation>) {
+        let hash = derivation.static_hash();
+        let mut derivations = self.derivations.borrow_mut();
+        let known = derivations.entry(hash).or_insert_with(|| Arc::new(derivation.clone()));
+        if matches!(derivation.action, Action::Fetch(_)) {
+            let missing: Vec<String> = derivation
+                .advice
+                .urls
+                .iter()
+                .filter(|url| !known.advice.urls.contains(url))
+                .cloned()
+                .collect();
+            if !missing.is_empty() {
+                Arc::make_mut(known).advice.urls.extend(missing);
+            }
+        }
+        (hash, Arc::new(derivation))
+    }
+
+    /// Whether Starlark must stop, which `limit` decides by how often it has asked before. It is
+    /// told so only once, lest it complain of the complaint.
+    pub(crate) fn stop(&self, limit: impl FnOnce(u64) -> Option<Exceeded>) -> bool {
+        if self.exceeded.get().is_some() {
+            return false;
+        }
+        self.asked.set(self.asked.get() + 1);
+        self.exceeded.set(limit(self.asked.get()));
+        self.exceeded.get().is_some()
+    }
+
+    /// The limit that stopped the evaluation.
+    pub(crate) fn exceeded(&self) -> Option<Exceeded> {
+        self.exceeded.get()
+    }
+
+    /// All files read so far.
+    pub(crate) fn files(&self) -> BTreeMap<DefinitionPath, Seen> {
+        self.files.borrow().clone()
+    }
+
+    /// The derivations that `goals` are made from, themselves included.
+    pub(crate) fn graph<'k>(
+        &self,
+        goals: impl IntoIterator<Item = &'k InputKey>,
+    ) -> BTreeMap<StaticHash, Derivation> {
+        let derivations = self.derivations.borrow();
+        graph(goals, |hash| &derivations[hash])
+    }
+}
