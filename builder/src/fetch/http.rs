@@ -1,0 +1,406 @@
+//! HTTP: one request at a time on a thread of its own, redirects followed, proxies and certificates as
+//! configured. What an answer means for a fetch is `download`'s matter.
+//!
+//! The thread exists because resolving, connecting and reading block, and whoever waits must be able
+//! to give up (cancelled, too slow) at once. A request that was given up ends by itself at its next
+//! time-out; nobody waits for it.
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ureq::http::{HeaderMap, Request, Response, Uri, header};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::{Agent, Body, Proxy};
+
+use super::error::Reason;
+use super::forward;
+use super::network::{CaCertificates, NetworkSettings};
+use super::url;
+
+/// As many as curl's users ever needed; a loop ends here.
+const MAX_REDIRECTS: u32 = 10;
+
+/// What is read from the network at once.
+const CHUNK: usize = 1 << 16;
+
+/// How long the steps before the first byte may take. Afterwards the reader of the answer watches.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timeouts {
+    pub(super) connect: Duration,
+    pub(super) answer: Duration,
+    /// How long one read may block: the longest that an abandoned thread stays.
+    pub(super) read: Duration,
+}
+
+/// An HTTP client that several threads may use at once.
+pub(super) struct Client {
+    network: NetworkSettings,
+    timeouts: Timeouts,
+    user_agent: String,
+    // Each has a pool of connections and its certificates, read when it is first needed.
+    agents: Mutex<HashMap<Route, Agent>>,
+}
+
+/// How a server is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Route {
+    Direct,
+    /// The proxy is asked for the URL.
+    Forward(String),
+    /// The proxy is asked for a connection (CONNECT, SOCKS).
+    Tunnel(String),
+}
+
+/// The part of an answer's head that a fetch needs.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Head {
+    pub(super) status: u16,
+    pub(super) content_length: Option<u64>,
+    /// First byte and total of a `Content-Range`.
+    pub(super) content_range: Option<(u64, Option<u64>)>,
+    pub(super) html: bool,
+    /// What `If-Range` accepts: a strong `ETag`, else `Last-Modified`.
+    pub(super) validator: Option<String>,
+    pub(super) retry_after: Option<Duration>,
+}
+
+/// What the thread of a request reports.
+pub(super) enum Event {
+    Head(Head),
+    Data(Vec<u8>),
+    End,
+    /// The request failed; whether trying again may help.
+    Failed {
+        reason: Reason,
+        transient: bool,
+    },
+}
+
+impl Client {
+    pub(super) fn new(network: NetworkSettings, timeouts: Timeouts, user_agent: String) -> Self {
+        Self { network, timeouts, user_agent, agents: Mutex::default() }
+    }
+
+    /// Starts a request. `range` asks for the bytes from that offset on, if the file still has that
+    /// validator.
+    pub(super) fn start(
+        self: &Arc<Self>,
+        url: &str,
+        range: Option<(u64, Option<String>)>,
+    ) -> io::Result<Receiver<Event>> {
+        // A few chunks ahead, so that hashing and writing overlap with the network.
+        let (sender, receiver) = sync_channel(16);
+        let client = Arc::clone(self);
+        let url = url.to_owned();
+        std::thread::Builder::new().name("srp-http".into()).spawn(move || {
+            if let Err(event) = client.run(&url, range, &sender) {
+                // Whoever has gone doesn't need to know.
+                let _ = sender.send(event);
+            }
+        })?;
+        Ok(receiver)
+    }
+
+    fn run(
+        &self,
+        url: &str,
+        range: Option<(u64, Option<String>)>,
+        sender: &SyncSender<Event>,
+    ) -> Result<(), Event> {
+        let response = self.follow(url, &range)?;
+        let head = head(response.status().as_u16(), response.headers());
+        if sender.send(Event::Head(head)).is_err() {
+            return Ok(());
+        }
+        let mut body = response.into_body().into_reader();
+        loop {
+            let mut chunk = vec![0; CHUNK];
+            match body.read(&mut chunk) {
+                Ok(0) => {
+                    let _ = sender.send(Event::End);
+                    return Ok(());
+                }
+                Ok(read) => {
+                    chunk.truncate(read);
+                    if sender.send(Event::Data(chunk)).is_err() {
+                        return Ok(());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.classify(error.into())),
+            }
+        }
+    }
+
+    /// Sends the request, and again wherever it is redirected to.
+    fn follow(
+        &self,
+        url: &str,
+        range: &Option<(u64, Option<String>)>,
+    ) -> Result<Response<Body>, Event> {
+        let mut url = url.to_owned();
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self.send(&url, range)?;
+            let location = response
+                .headers()
+                .get(header::LOCATION)
+                .and_then(|location| location.to_str().ok())
+                .filter(|_| matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308));
+            let Some(location) = location else { return Ok(response) };
+            let next = url::join(&url, location);
+            match (url::scheme(&url).as_deref(), url::scheme(&next).as_deref()) {
+                (Some("https"), Some("http")) => {
+                    return fail(Reason::InsecureRedirect { location: url::redact(&next) });
+                }
+                (_, Some("http" | "https")) => {}
+                (_, scheme) => {
+                    let scheme = scheme.unwrap_or("?").to_owned();
+                    return fail(Reason::UnsupportedScheme { scheme });
+                }
+            }
+            url = next;
+        }
+        fail(Reason::TooManyRedirects { limit: MAX_REDIRECTS })
+    }
+
+    fn send(
+        &self,
+        url: &str,
+        range: &Option<(u64, Option<String>)>,
+    ) -> Result<Response<Body>, Event> {
+        let invalid = |detail: String| permanent(Reason::InvalidUrl { detail });
+        let uri: Uri = url.parse().map_err(|error| invalid(format!("{error}")))?;
+        let (Some(scheme), Some(host)) = (uri.scheme_str(), uri.host()) else {
+            return Err(invalid("it names no host".into()));
+        };
+        let proxy = self.network.proxy_for(scheme, host, uri.port_u16());
+        let mut request = Request::get(&uri);
+        if let Some(credentials) = uri.authority().and_then(|a| a.as_str().rsplit_once('@')) {
+            request = request.header(header::AUTHORIZATION, basic(credentials.0));
+        }
+        if let Some((offset, validator)) = range {
+            request = request.header(header::RANGE, format!("bytes={offset}-"));
+            if let Some(validator) = validator {
+                request = request.header(header::IF_RANGE, validator);
+            }
+        }
+        let route = match proxy {
+            None => Route::Direct,
+            Some(proxy) if scheme == "http" && is_plain_http(proxy) => {
+                if let Some(login) = login(proxy) {
+                    request = request.header(header::PROXY_AUTHORIZATION, login);
+                }
+                Route::Forward(proxy.to_owned())
+            }
+            Some(proxy) => Route::Tunnel(proxy.to_owned()),
+        };
+        let agent = self.agent(route)?;
+        let request = request.body(()).map_err(|error| invalid(format!("{error}")))?;
+        agent.run(request).map_err(|error| self.classify(error))
+    }
+
+    fn agent(&self, route: Route) -> Result<Agent, Event> {
+        let mut agents = self.agents.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(agent) = agents.get(&route) {
+            return Ok(agent.clone());
+        }
+        let malformed = |proxy: &str| {
+            permanent(Reason::Proxy { detail: format!("malformed: {}", url::redact(proxy)) })
+        };
+        let tunnel = match &route {
+            Route::Tunnel(proxy) => Some(Proxy::new(proxy).map_err(|_| malformed(proxy))?),
+            Route::Direct | Route::Forward(_) => None,
+        };
+        let config = Agent::config_builder()
+            .proxy(tunnel)
+            .tls_config(
+                TlsConfig::builder().root_certs(roots(&self.network.ca_certificates)).build(),
+            )
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(self.user_agent.as_str())
+            .accept("*/*")
+            // The digest is of the file as it is: nothing may be compressed for the way.
+            .accept_encoding("identity")
+            .timeout_resolve(Some(self.timeouts.connect))
+            .timeout_connect(Some(self.timeouts.connect))
+            .timeout_recv_response(Some(self.timeouts.answer))
+            .timeout_per_read(Some(self.timeouts.read))
+            .timeout_per_write(Some(self.timeouts.read))
+            .build();
+        let agent = match &route {
+            Route::Forward(proxy) => {
+                let uri = with_scheme(proxy).parse().map_err(|_| malformed(proxy))?;
+                forward::agent(config, uri)
+            }
+            Route::Direct | Route::Tunnel(_) => config.new_agent(),
+        };
+        agents.insert(route, agent.clone());
+        Ok(agent)
+    }
+
+    /// Says what an error means to a user, and whether it is worth another try.
+    fn classify(&self, error: ureq::Error) -> Event {
+        let detail = error.to_string();
+        let (reason, transient) = match error {
+            ureq::Error::HostNotFound => (Reason::Dns { detail }, false),
+            ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => {
+                let seconds = self.timeouts.connect.as_secs();
+                (Reason::Unreachable { detail: format!("no answer within {seconds} s") }, false)
+            }
+            ureq::Error::Timeout(_) => {
+                (Reason::Timeout { seconds: self.timeouts.answer.as_secs() }, true)
+            }
+            ureq::Error::Io(error) => return classify_io(&error),
+            ureq::Error::Tls(_) | ureq::Error::Pem(_) | ureq::Error::Rustls(_) => {
+                (Reason::Tls { detail }, false)
+            }
+            ureq::Error::ConnectProxyFailed(_) | ureq::Error::InvalidProxyUrl => {
+                (Reason::Proxy { detail }, false)
+            }
+            ureq::Error::BadUri(_) | ureq::Error::Http(_) => (Reason::InvalidUrl { detail }, false),
+            _ => (Reason::Protocol { detail }, false),
+        };
+        Event::Failed { reason, transient }
+    }
+}
+
+fn classify_io(error: &io::Error) -> Event {
+    let detail = error.to_string();
+    let (reason, transient) = match error.kind() {
+        io::ErrorKind::ConnectionRefused => (Reason::Refused, false),
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => {
+            (Reason::Unreachable { detail }, false)
+        }
+        // rustls wraps its errors so while it shakes hands.
+        io::ErrorKind::InvalidData => (Reason::Tls { detail }, false),
+        // The standard library gives the resolver's failures no kind of their own.
+        _ if detail.contains("failed to lookup address") => {
+            let transient = detail.contains("Temporary failure");
+            (Reason::Dns { detail }, transient)
+        }
+        _ => (Reason::Protocol { detail }, true),
+    };
+    Event::Failed { reason, transient }
+}
+
+fn permanent(reason: Reason) -> Event {
+    Event::Failed { reason, transient: false }
+}
+
+fn fail<T>(reason: Reason) -> Result<T, Event> {
+    Err(permanent(reason))
+}
+
+fn head(status: u16, headers: &HeaderMap) -> Head {
+    let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let etag = text(header::ETAG).filter(|etag| etag.starts_with('"'));
+    Head {
+        status,
+        content_length: text(header::CONTENT_LENGTH).and_then(|value| value.trim().parse().ok()),
+        content_range: text(header::CONTENT_RANGE).and_then(parse_content_range),
+        html: text(header::CONTENT_TYPE)
+            .is_some_and(|kind| kind.trim().to_ascii_lowercase().starts_with("text/html")),
+        validator: etag.or(text(header::LAST_MODIFIED)).map(str::to_owned),
+        retry_after: text(header::RETRY_AFTER)
+            .and_then(|value| value.trim().parse().ok())
+            .map(Duration::from_secs),
+    }
+}
+
+/// `bytes 5-9/10` or `bytes 5-9/*`.
+fn parse_content_range(value: &str) -> Option<(u64, Option<u64>)> {
+    let (range, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
+    let (first, _) = range.split_once('-')?;
+    Some((first.trim().parse().ok()?, total.trim().parse().ok()))
+}
+
+/// The system's certificates, or those that were named instead.
+///
+/// Files that can't be read leave fewer roots; a server whose root is missing then fails by name.
+fn roots(named: &CaCertificates) -> RootCerts {
+    let loaded = if named.file.is_none() && named.directories.is_empty() {
+        rustls_native_certs::load_native_certs()
+    } else {
+        let mut loaded = rustls_native_certs::load_certs_from_paths(named.file.as_deref(), None);
+        for directory in &named.directories {
+            let more = rustls_native_certs::load_certs_from_paths(None, Some(directory));
+            loaded.certs.extend(more.certs);
+            loaded.errors.extend(more.errors);
+        }
+        loaded
+    };
+    for error in &loaded.errors {
+        tracing::warn!("a CA certificate was left out: {error}");
+    }
+    let certificates = loaded.certs.iter().map(|der| Certificate::from_der(der).to_owned());
+    RootCerts::from(certificates)
+}
+
+fn with_scheme(proxy: &str) -> String {
+    if proxy.contains("://") { proxy.to_owned() } else { format!("http://{proxy}") }
+}
+
+fn is_plain_http(proxy: &str) -> bool {
+    url::scheme(&with_scheme(proxy)).as_deref() == Some("http")
+}
+
+/// The value of `Proxy-Authorization` for a proxy whose URL holds a login.
+fn login(proxy: &str) -> Option<String> {
+    let uri: Uri = with_scheme(proxy).parse().ok()?;
+    let (userinfo, _) = uri.authority()?.as_str().rsplit_once('@')?;
+    Some(basic(userinfo))
+}
+
+/// The value of an `Authorization` header for `user:password`, whose escapes are decoded.
+fn basic(userinfo: &str) -> String {
+    let decoded = url::percent_decode(userinfo).unwrap_or_else(|| userinfo.as_bytes().to_vec());
+    format!("Basic {}", base64(&decoded))
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let bits = group.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte))
+            << (8 * (3 - group.len()));
+        for position in 0..4 {
+            let index = (bits >> (18 - 6 * position)) as usize & 63;
+            text.push(if position <= group.len() { ALPHABET[index] as char } else { '=' });
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_pads() {
+        for (plain, encoded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v")] {
+            assert_eq!(base64(plain.as_bytes()), encoded);
+        }
+        assert_eq!(basic("me:p%40ss"), "Basic bWU6cEBzcw==");
+    }
+
+    #[test]
+    fn content_ranges() {
+        assert_eq!(parse_content_range("bytes 5-9/10"), Some((5, Some(10))));
+        assert_eq!(parse_content_range("bytes 5-9/*"), Some((5, None)));
+        assert_eq!(parse_content_range("bytes */10"), None);
+        assert_eq!(parse_content_range("lines 1-2/3"), None);
+    }
+
+    #[test]
+    fn proxies_may_lack_a_scheme_and_have_a_login() {
+        assert!(is_plain_http("proxy.test:3128") && is_plain_http("HTTP://proxy.test"));
+        assert!(!is_plain_http("socks5://proxy.test") && !is_plain_http("https://proxy.test"));
+        assert_eq!(login("me:pw@proxy.test:3128").as_deref(), Some("Basic bWU6cHc="));
+        assert_eq!(login("proxy.test:3128"), None);
+    }
+}

@@ -1,0 +1,207 @@
+//! Servers and proxies that misbehave, and those that redirect.
+
+use super::*;
+
+#[test]
+fn a_wrong_hash_names_both_and_keeps_nothing() {
+    let server = TestServer::serving(b"not the file".to_vec());
+    let request = request(b"the file", &[server.url("a")]);
+    let (result, directory) = Bench::new().fetch(&request);
+    let error = result.expect_err("wrong");
+    let text = error.to_string();
+    for part in [
+        digest(b"the file").to_string(),
+        digest(b"not the file").to_string(),
+        server.url("a"),
+        "thing.tar".into(),
+    ] {
+        assert!(text.contains(&part), "{part} is not in: {text}");
+    }
+    assert!(names(&directory.path().join("sources")).is_empty());
+}
+
+#[test]
+fn an_error_page_is_called_one() {
+    let page = b"<!DOCTYPE html><html>please log in</html>".to_vec();
+    let server = TestServer::start(move |_, stream| {
+        respond(stream, "200 OK", &[("Content-Type", "text/html; charset=utf-8")], &page);
+    });
+    let mut request = request(b"the file", &[server.url("a")]);
+    let (result, _keep) = Bench::new().fetch(&request);
+    assert!(matches!(
+        only_reason(result.expect_err("a page")),
+        Reason::WrongHash { html: true, size_bytes: 41, .. }
+    ));
+    request.size_bytes = Some(8);
+    let (result, _keep) = Bench::new().fetch(&request);
+    let reason = only_reason(result.expect_err("a page"));
+    assert!(reason.to_string().contains("an HTML page of 41 bytes"), "{reason}");
+}
+
+#[test]
+fn passing_errors_are_tried_again() {
+    let server = TestServer::start(|asked, stream| match asked.number {
+        0 => respond(stream, "500 Internal Server Error", &[], b"oops"),
+        1 => respond(stream, "503 Service Unavailable", &[("Retry-After", "0")], b"busy"),
+        _ => respond(stream, "200 OK", &[], b"the file"),
+    });
+    let (result, _keep) = Bench::new().fetch(&request(b"the file", &[server.url("a")]));
+    assert_eq!(std::fs::read(result.expect("fetched").path).expect("there"), b"the file");
+    assert_eq!(server.asked().len(), 3);
+}
+
+#[test]
+fn redirects_are_followed_also_with_ranges() {
+    let bytes = content(1000);
+    let serving = bytes.clone();
+    let server = TestServer::start(move |asked, stream| match asked.target.as_str() {
+        "/dir/a" => respond(stream, "302 Found", &[("Location", "../b")], b"moved"),
+        "/b" => respond(stream, "301 Moved Permanently", &[("Location", "/c?d")], b""),
+        "/c?d" => serve(asked, stream, &serving),
+        other => panic!("{other} was asked for"),
+    });
+    let bench = Bench::new();
+    let request = request(&bytes, &[server.url("dir/a")]);
+    std::fs::create_dir(bench.sources()).expect("created");
+    let partial = bench.sources().join(format!(".partial-{}", request.sha256));
+    std::fs::write(partial, &bytes[..400]).expect("written");
+    let (result, _keep) = bench.fetch(&request);
+    assert!(result.expect("fetched").resumed);
+    assert_eq!(server.asked()[2].offset(), Some(400));
+}
+
+#[test]
+fn redirects_end_somewhere() {
+    let looping =
+        TestServer::start(|_, stream| respond(stream, "302 Found", &[("Location", "/")], b""));
+    let (result, _keep) = Bench::new().fetch(&request(b"x", &[looping.url("")]));
+    assert!(matches!(
+        only_reason(result.expect_err("a loop")),
+        Reason::TooManyRedirects { limit: 10 }
+    ));
+    let leaving = TestServer::start(|_, stream| {
+        respond(stream, "302 Found", &[("Location", "file:///etc/passwd")], b"");
+    });
+    let (result, _keep) = Bench::new().fetch(&request(b"x", &[leaving.url("")]));
+    // `file:` has no authority and so reads as a relative path, or is refused: never as a file.
+    assert!(result.is_err());
+}
+
+#[test]
+fn a_slow_place_gives_way_to_the_next() {
+    let slow = TestServer::start(|_, stream| {
+        start(stream, "200 OK", &[], Some(1_000_000));
+        for _ in 0..200 {
+            std::thread::sleep(Duration::from_millis(50));
+            if stream.write_all(b"x").is_err() {
+                return;
+            }
+        }
+    });
+    let stalled = TestServer::start(|_, stream| {
+        start(stream, "200 OK", &[], Some(1_000_000));
+        std::thread::sleep(Duration::from_secs(10));
+    });
+    let good = TestServer::serving(b"the file".to_vec());
+    let failures = Failures::default();
+    let bench = Bench::new();
+    let sources = bench.sources();
+    let urls = [slow.url("a"), stalled.url("b"), good.url("c")];
+    let began = Instant::now();
+    let fetched = Fetcher::new(bench.config)
+        .fetch(
+            &request(b"the file", &urls),
+            &sources,
+            &failures,
+            &CancelToken::new().expect("a descriptor"),
+        )
+        .expect("fetched");
+    assert_eq!(fetched.from, Place::Url(good.url("c")));
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    let failures = failures.0.into_inner().expect("no panic");
+    assert!(failures.iter().all(|failure| failure.contains("too slow")), "{failures:?}");
+    assert_eq!(failures.len(), 2);
+}
+
+#[test]
+fn a_server_that_never_answers_is_given_up() {
+    let silent = TestServer::start(|_, _| std::thread::sleep(Duration::from_secs(20)));
+    let mut bench = Bench::new();
+    bench.config.answer_timeout = Duration::from_secs(1);
+    bench.config.retries = 0;
+    let (result, _keep) = bench.fetch(&request(b"x", &[silent.url("a")]));
+    assert!(matches!(only_reason(result.expect_err("silent")), Reason::Timeout { .. }));
+}
+
+#[test]
+fn a_longer_file_than_stated_is_cut_short() {
+    let endless = TestServer::start(|_, stream| {
+        start(stream, "200 OK", &[], None);
+        while stream.write_all(&[0; 10_000]).is_ok() {}
+    });
+    let mut request = request(b"x", &[endless.url("a")]);
+    request.size_bytes = Some(50_000);
+    let (result, directory) = Bench::new().fetch(&request);
+    assert!(matches!(
+        only_reason(result.expect_err("endless")),
+        Reason::WrongSize { expected: 50_000, .. }
+    ));
+    assert!(names(&directory.path().join("sources")).is_empty());
+}
+
+#[test]
+fn a_compressed_transfer_encoding_label_changes_nothing() {
+    // Servers label .tar.gz files so; a client that unpacks them gets another file.
+    let bytes = content(500);
+    let serving = bytes.clone();
+    let server = TestServer::start(move |_, stream| {
+        respond(stream, "200 OK", &[("Content-Encoding", "gzip")], &serving);
+    });
+    let (result, _keep) = Bench::new().fetch(&request(&bytes, &[server.url("a.tar.gz")]));
+    assert_eq!(std::fs::read(result.expect("fetched").path).expect("there"), bytes);
+    assert_eq!(server.asked()[0].headers["accept-encoding"], "identity");
+}
+
+#[test]
+fn a_proxy_is_asked_for_the_whole_url_and_not_to_tunnel() {
+    let proxy = TestServer::start(|asked, stream| {
+        assert_eq!(asked.target, "http://mirror.test/pool/x");
+        assert_eq!(asked.headers["host"], "mirror.test");
+        assert_eq!(asked.headers["proxy-authorization"], "Basic bWU6cHc=");
+        respond(stream, "200 OK", &[], b"the file");
+    });
+    let mut bench = Bench::new();
+    let address = format!("http://me:pw@{}", proxy.address());
+    bench.config.network =
+        NetworkSettings::from_variables(|name| (name == "http_proxy").then(|| address.clone()));
+    let (result, _keep) = bench.fetch(&request(b"the file", &["http://mirror.test/pool/x".into()]));
+    result.expect("fetched through the proxy");
+}
+
+#[test]
+fn https_through_a_proxy_asks_for_a_tunnel() {
+    let proxy = TestServer::start(|_, stream| {
+        respond(stream, "403 Forbidden", &[], b"not today");
+    });
+    let mut bench = Bench::new();
+    let address = proxy.address().to_owned();
+    bench.config.network =
+        NetworkSettings::from_variables(|name| (name == "https_proxy").then(|| address.clone()));
+    let (result, _keep) = bench.fetch(&request(b"x", &["https://mirror.test/x".into()]));
+    assert!(matches!(only_reason(result.expect_err("refused")), Reason::Proxy { .. }));
+    assert_eq!(proxy.asked()[0].target, "mirror.test:443");
+}
+
+#[test]
+fn a_server_without_tls_is_no_https_server() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("https://{}/x", listener.local_addr().expect("bound"));
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let _ = stream.expect("a connection").write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        }
+    });
+    let (result, _keep) = Bench::new().fetch(&request(b"x", &[url]));
+    let reason = only_reason(result.expect_err("no TLS"));
+    assert!(matches!(reason, Reason::Tls { .. }), "{reason:?}");
+}
