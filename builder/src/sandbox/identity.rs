@@ -1,0 +1,111 @@
+//! Who the sandbox's processes are and what each may use: the two user namespaces, resource limits.
+//!
+//! More steps of `apply`, which owns the order. Limits of the sandbox as a whole are `supervise`'s.
+
+use std::os::fd::AsFd;
+
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Gid, Uid, setresgid, setresuid};
+
+use super::apply::{Done, Setup, While, write_file};
+
+/// The same number of open files everywhere: what every kernel grants by default.
+const OPEN_FILES: u64 = 4096;
+/// Less than any core: none is written. And unlike 0, the kernel doesn't start the host's core
+/// handler, either.
+const NO_CORE: u64 = 1;
+/// When the machine runs out of memory, the kernel takes builds before it takes srp.
+const OOM_SCORE: &str = "500";
+const STACK_BYTES: u64 = 8 << 20;
+const LOCKED_BYTES: u64 = 64 << 10;
+const PENDING_SIGNALS: u64 = 1024;
+const MESSAGE_QUEUE_BYTES: u64 = 819_200;
+
+impl Setup<'_> {
+    pub(super) fn become_user(&mut self, uid: u32, gid: u32) -> Done {
+        let proc = self.bare_proc.take().expect("Proc comes before BecomeUser");
+        // A change of identity made this process's maps root's; nobody is there to trace it yet.
+        nix::sys::prctl::set_dumpable(true).during(|| "own the identity maps".to_owned())?;
+        unshare(CloneFlags::CLONE_NEWUSER).during(|| "unshare".to_owned())?;
+        for (file, line) in [
+            ("self/gid_map", format!("{gid} 0 1")),
+            ("self/uid_map", format!("{uid} 0 1")),
+            ("sys/user/max_user_namespaces", "0".to_owned()),
+            ("self/oom_score_adj", OOM_SCORE.to_owned()),
+        ] {
+            write_file(proc.as_fd(), file, line.as_bytes())
+                .during(|| format!("write /proc/{file}"))?;
+        }
+        die_with_the_launcher()
+    }
+}
+
+pub(super) fn become_outer_root() -> Done {
+    let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
+    setresgid(gid, gid, gid).during(|| "setresgid".to_owned())?;
+    setresuid(uid, uid, uid).during(|| "setresuid".to_owned())?;
+    // After the change of identity, which clears it.
+    die_with_the_launcher()
+}
+
+fn die_with_the_launcher() -> Done {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
+        .during(|| "ask for a signal when the launcher dies".to_owned())
+}
+
+pub(super) fn process_limits(processes: Option<u64>) -> Done {
+    umask(Mode::from_bits_truncate(0o022));
+    nix::sys::personality::set(nix::sys::personality::Persona::empty())
+        .during(|| "reset the personality".to_owned())?;
+    let unlimited = [
+        Resource::RLIMIT_AS,
+        Resource::RLIMIT_CPU,
+        Resource::RLIMIT_DATA,
+        Resource::RLIMIT_FSIZE,
+        Resource::RLIMIT_LOCKS,
+        Resource::RLIMIT_RSS,
+        Resource::RLIMIT_RTTIME,
+    ];
+    for resource in unlimited {
+        raise(resource, u64::MAX)?;
+    }
+    raise(Resource::RLIMIT_STACK, STACK_BYTES)?;
+    for (resource, value) in [
+        (Resource::RLIMIT_CORE, NO_CORE),
+        (Resource::RLIMIT_NOFILE, OPEN_FILES),
+        (Resource::RLIMIT_MEMLOCK, LOCKED_BYTES),
+        (Resource::RLIMIT_SIGPENDING, PENDING_SIGNALS),
+        (Resource::RLIMIT_MSGQUEUE, MESSAGE_QUEUE_BYTES),
+        (Resource::RLIMIT_NICE, 0),
+        (Resource::RLIMIT_RTPRIO, 0),
+    ] {
+        setrlimit(resource, value, value).during(|| format!("set {resource:?} to {value}"))?;
+    }
+    // Since Linux 5.14 processes are counted per user namespace, before that per user of the
+    // machine, where this ceiling would hit the innocent.
+    if let Some(processes) = processes.filter(|_| kernel_is_at_least(5, 14)) {
+        let resource = Resource::RLIMIT_NPROC;
+        let (_, hard) = getrlimit(resource).during(|| format!("read {resource:?}"))?;
+        let ceiling = processes.min(hard);
+        setrlimit(resource, ceiling, ceiling)
+            .during(|| format!("set {resource:?} to {ceiling}"))?;
+    }
+    Ok(())
+}
+
+/// Sets a soft limit to `value`, or as near as the hard limit allows.
+fn raise(resource: Resource, value: u64) -> Done {
+    let (_, hard) = getrlimit(resource).during(|| format!("read {resource:?}"))?;
+    let soft = value.min(hard);
+    setrlimit(resource, soft, hard).during(|| format!("set {resource:?} to {soft}"))
+}
+
+fn kernel_is_at_least(wanted_major: u32, wanted_minor: u32) -> bool {
+    let Ok(name) = nix::sys::utsname::uname() else { return false };
+    let release = name.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let mut next = || numbers.next().and_then(Result::ok).unwrap_or(0);
+    (next(), next()) >= (wanted_major, wanted_minor)
+}

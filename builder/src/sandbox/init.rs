@@ -1,0 +1,196 @@
+//! The sandbox's process 1: sets the sandbox up, starts the command, reaps, and ends with it.
+//!
+//! When it exits, for whatever reason, the kernel kills every process of the sandbox. It watches
+//! the report socket, so that it ends when srp does. It measures and limits nothing; that is done
+//! from outside, where the build can't reach.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::stat::Mode;
+use nix::unistd::{chdir, execve, getpid, setsid};
+
+use super::apply::Setup;
+use super::plan::{SandboxPlan, Stdio};
+use super::sys::{self, Cloned};
+use super::wire::{Failure, Report, tell};
+
+/// What the launcher hands to a new sandbox.
+#[derive(Debug)]
+pub(super) struct Inheritance<'a> {
+    pub(super) plan: &'a SandboxPlan,
+    /// The plan's sources as mounts, if the launcher opened them.
+    pub(super) sources: Vec<OwnedFd>,
+    /// Where to report, shared with the launcher; its end means that srp is gone.
+    pub(super) report: OwnedFd,
+    /// Becomes readable when the identity maps are written; its end means "give up".
+    pub(super) go: OwnedFd,
+    /// Standard input, output and error of the command.
+    pub(super) stdio: [OwnedFd; 3],
+}
+
+/// Is the sandbox's init, in a process that was just cloned.
+pub(super) fn run(inheritance: Inheritance<'_>) -> ! {
+    let Inheritance { plan, sources, report, go, stdio } = inheritance;
+    // 0 to 2 are the launcher's own, empty but for its errors; the command gets others.
+    let mut keep = vec![0, 1, 2, report.as_raw_fd(), go.as_raw_fd()];
+    keep.extend(stdio.iter().chain(&sources).map(AsRawFd::as_raw_fd));
+    if sys::close_all_except(&keep).is_err() || !may_go(&go) {
+        sys::exit_now(1);
+    }
+    drop(go);
+    let failure = match prepare_and_start(plan, sources, &report, stdio) {
+        Ok(never) => match never {},
+        Err(failure) => failure,
+    };
+    // If srp is gone, nobody is left to tell.
+    let _ = tell(&report, &Report::Failed(failure), &[]);
+    sys::exit_now(1)
+}
+
+enum Never {}
+
+fn prepare_and_start(
+    plan: &SandboxPlan,
+    sources: Vec<OwnedFd>,
+    report: &OwnedFd,
+    stdio: [OwnedFd; 3],
+) -> Result<Never, Failure> {
+    let prepared = Setup::new(plan, sources).run()?;
+    let starting = |action: &str, errno| Failure::new("start the command", action, errno);
+    let ready = Report::Ready { own_binfmt: prepared.binfmt.is_some() };
+    tell(report, &ready, &[prepared.proc.as_fd(), prepared.staging.as_fd()])
+        .map_err(|e| starting("report to srp", e))?;
+    // Held until the end: closing it would drop the registered handlers.
+    let _binfmt = prepared.binfmt;
+    drop((prepared.proc, prepared.staging));
+    let mut ended = SigSet::empty();
+    ended.add(Signal::SIGCHLD);
+    let ended = SignalFd::with_flags(&ended, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(|e| starting("watch for its end", e))?;
+    let command = match sys::clone_process(0, false).map_err(|e| starting("fork", e))? {
+        Cloned::Child => {
+            let failure = execute(plan, stdio);
+            let _ = tell(report, &Report::NotExecuted(failure), &[]);
+            sys::exit_now(127);
+        }
+        Cloned::Parent { pid, .. } => pid,
+    };
+    drop(stdio);
+    loop {
+        while let Ok(Some(waited)) = sys::wait_for(None, false) {
+            if waited.pid == command {
+                let _ = tell(report, &Report::Ended { status: waited.status }, &[]);
+                sys::exit_now(0);
+            }
+        }
+        let mut events = [
+            PollFd::new(report.as_fd(), PollFlags::POLLIN),
+            PollFd::new(ended.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut events, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => sys::exit_now(1),
+        }
+        // srp never writes to this socket: anything here is its end.
+        if events[0].any().unwrap_or(true) {
+            sys::exit_now(1);
+        }
+        let _ = ended.read_signal();
+    }
+}
+
+/// Becomes the command; returns only what prevented it.
+fn execute(plan: &SandboxPlan, stdio: [OwnedFd; 3]) -> Failure {
+    let program = plan.command.first().map_or("", String::as_str);
+    let step = format!("start {program}");
+    match become_command(plan, program, stdio) {
+        Ok(never) => match never {},
+        Err((action, errno)) => Failure::new(step, action, errno),
+    }
+}
+
+fn become_command(
+    plan: &SandboxPlan,
+    program: &str,
+    stdio: [OwnedFd; 3],
+) -> Result<Never, (String, Errno)> {
+    let during = |action: &'static str| move |errno| (action.to_owned(), errno);
+    if plan.stdio == Stdio::Log {
+        setsid().map_err(during("start a session"))?;
+    }
+    chdir(plan.cwd.as_str()).map_err(|errno| (format!("enter {}", plan.cwd), errno))?;
+    let empty;
+    let mut input = stdio[0].as_fd();
+    if plan.stdio == Stdio::Log {
+        empty = open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(during("open /dev/null"))?;
+        input = empty.as_fd();
+    }
+    install_stdio([input, stdio[1].as_fd(), stdio[2].as_fd()])
+        .map_err(during("install standard input and output"))?;
+    sys::close_on_exec_from(3).map_err(during("close other descriptors"))?;
+    sys::reset_signals().map_err(during("reset signals"))?;
+    let invalid = |_| ("pass its arguments".to_owned(), Errno::EINVAL);
+    let arguments: Vec<CString> = plan
+        .command
+        .iter()
+        .map(|text| CString::new(text.as_str()))
+        .collect::<Result<_, _>>()
+        .map_err(invalid)?;
+    let environment: Vec<CString> = plan
+        .env
+        .iter()
+        .map(|(name, value)| CString::new(format!("{name}={value}")))
+        .collect::<Result<_, _>>()
+        .map_err(invalid)?;
+    let mut last = Errno::ENOENT;
+    for candidate in candidates(plan, program) {
+        let path = CString::new(candidate).map_err(invalid)?;
+        let Err(errno) = execve(&path, &arguments, &environment);
+        match errno {
+            Errno::ENOENT | Errno::ENOTDIR => {}
+            Errno::EACCES => last = errno,
+            _ => return Err(("execute it".to_owned(), errno)),
+        }
+    }
+    Err(("execute it".to_owned(), last))
+}
+
+/// Where a program may be: itself, or, without a slash, in the directories of the plan's PATH.
+fn candidates(plan: &SandboxPlan, program: &str) -> Vec<String> {
+    if program.contains('/') {
+        return vec![program.to_owned()];
+    }
+    let path = plan.env.get("PATH").map_or("/usr/bin:/usr/sbin", String::as_str);
+    path.split(':').filter(|dir| !dir.is_empty()).map(|dir| format!("{dir}/{program}")).collect()
+}
+
+/// Puts descriptors at 0, 1 and 2, whatever numbers they have: first out of the way, then down.
+fn install_stdio(stdio: [BorrowedFd<'_>; 3]) -> Result<(), Errno> {
+    let copy = |fd: BorrowedFd<'_>| {
+        fd.try_clone_to_owned().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
+    };
+    for (number, fd) in (0..).zip(stdio) {
+        let above = copy(fd)?; // never below 3
+        sys::duplicate_to(above.as_fd(), number)?;
+    }
+    Ok(())
+}
+
+fn may_go(go: &OwnedFd) -> bool {
+    debug_assert_eq!(getpid().as_raw(), 1, "init is the first process of its namespace");
+    let mut byte = [0];
+    loop {
+        match nix::unistd::read(go, &mut byte) {
+            Err(Errno::EINTR) => {}
+            result => return result == Ok(1),
+        }
+    }
+}

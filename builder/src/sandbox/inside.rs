@@ -1,0 +1,183 @@
+//! What every sandbox has of its own: `/dev`, `/proc` and a binfmt_misc instance.
+//!
+//! More steps of `apply`, which owns the order; nothing here depends on the plan but the handlers.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::libc;
+use nix::sys::stat::{Mode, fstat, fstatat, major, minor};
+
+use super::apply::{CLOEXEC, Done, Setup, Trouble, While, c_string, staging, write_file};
+use super::sys::{self, MountAttributes};
+
+/// What in `/proc` tells about the host, or would let root act on it, and no build needs.
+const MASKED: &[&str] = &[
+    "acpi",
+    "asound",
+    "bus",
+    "driver",
+    "fs",
+    "irq",
+    "kcore",
+    "keys",
+    "key-users",
+    "kmsg",
+    "latency_stats",
+    "sched_debug",
+    "scsi",
+    "sysrq-trigger",
+    "timer_list",
+    "timer_stats",
+];
+
+/// Character devices of the host that a build sees, with their numbers.
+const DEVICES: &[(&str, u64, u64)] = &[
+    ("full", 1, 7),
+    ("null", 1, 3),
+    ("random", 1, 8),
+    ("tty", 5, 0),
+    ("urandom", 1, 9),
+    ("zero", 1, 5),
+];
+
+impl Setup<'_> {
+    pub(super) fn make_devices(&mut self, terminals: bool) -> Done {
+        let inside = |name: &str| format!("{}/{name}", staging::DEV);
+        for (name, ..) in DEVICES {
+            self.file(&inside(name), 0o444, b"")?;
+        }
+        self.directory(&inside("shm"), 0o1777)?;
+        let mut links = vec![
+            ("fd", "/proc/self/fd"),
+            ("stdin", "/proc/self/fd/0"),
+            ("stdout", "/proc/self/fd/1"),
+            ("stderr", "/proc/self/fd/2"),
+        ];
+        if terminals {
+            self.directory(&inside("pts"), 0o755)?;
+            links.push(("ptmx", "pts/ptmx"));
+        }
+        for (name, target) in links {
+            self.symlink(target, &inside(name))?;
+            self.seal(&inside(name))?;
+        }
+        self.seal(staging::DEV)?;
+        let plain = MountAttributes { no_exec: true, ..Default::default() };
+        let attributes = MountAttributes { read_only: true, no_devices: true, ..plain };
+        self.attach_staged(staging::DEV, "/dev", &attributes)?;
+        let attributes = MountAttributes { no_devices: true, ..plain };
+        self.attach_staged(staging::SHM, "/dev/shm", &attributes)?;
+        for (name, device_major, device_minor) in DEVICES {
+            let path = format!("/dev/{name}");
+            let device = sys::clone_mount_at(&c_string(path.as_str())?)
+                .during(|| format!("take the host's {path}"))?;
+            let found = fstat(&device).during(|| format!("examine the host's {path}"))?;
+            let is_device = found.st_mode & libc::S_IFMT == libc::S_IFCHR;
+            let number = (major(found.st_rdev), minor(found.st_rdev));
+            if !is_device || number != (*device_major, *device_minor) {
+                let action = format!("check that the host's {path} is that device");
+                return Err(Trouble { action, errno: Errno::ENODEV });
+            }
+            sys::set_mount_attributes(device.as_fd(), &plain)
+                .during(|| format!("restrict {path}"))?;
+            self.attach(device.as_fd(), &path)?;
+        }
+        if terminals {
+            let options = [(c"mode", c"0620"), (c"ptmxmode", c"0666")];
+            let terminals = sys::new_filesystem(c"devpts", &options, &plain)
+                .during(|| "make pseudo-terminals".to_owned())?;
+            self.attach(terminals.as_fd(), "/dev/pts")?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn mount_proc(&mut self) -> Done {
+        let attributes = MountAttributes { no_devices: true, no_exec: true, ..Default::default() };
+        let proc = sys::new_filesystem(c"proc", &[], &attributes)
+            .during(|| "make a proc file system".to_owned())?;
+        self.attach(proc.as_fd(), "/proc")?;
+        // Another mount of it, which nothing will cover.
+        let bare = sys::clone_mount(proc.as_fd(), c"").during(|| "clone it".to_owned())?;
+        self.bare_proc = Some(bare);
+        self.proc = Some(proc);
+        Ok(())
+    }
+
+    pub(super) fn mask_proc(&mut self) -> Done {
+        let proc = self.proc.as_ref().expect("Proc comes before MaskProc").as_fd();
+        let read_only =
+            MountAttributes { read_only: true, no_devices: true, no_exec: true, id_map: None };
+        let sys = sys::clone_mount(proc, c"sys").during(|| "take /proc/sys".to_owned())?;
+        sys::set_mount_attributes(sys.as_fd(), &read_only)
+            .during(|| "make /proc/sys read-only".to_owned())?;
+        self.attach(sys.as_fd(), "/proc/sys")?;
+        for name in MASKED {
+            let found = match fstatat(proc, *name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+                Err(Errno::ENOENT) => continue,
+                found => found.during(|| format!("examine /proc/{name}"))?,
+            };
+            let cover = match found.st_mode & libc::S_IFMT {
+                libc::S_IFDIR => staging::NO_ENTRIES,
+                _ => staging::NOTHING,
+            };
+            self.attach_staged(cover, &format!("/proc/{name}"), &read_only)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn make_binfmt(&mut self, required: bool) -> Done {
+        let attributes = MountAttributes { no_devices: true, no_exec: true, ..Default::default() };
+        match sys::new_filesystem(c"binfmt_misc", &[], &attributes) {
+            Ok(instance) => {
+                self.binfmt = Some(instance);
+                Ok(())
+            }
+            // The kernel was built without it: then the host has no handlers, either.
+            Err(Errno::ENODEV) if !required => Ok(()),
+            Err(Errno::EPERM) if !required && !host_handlers_would_run() => Ok(()),
+            Err(errno) => Err(Trouble { action: "make the instance".to_owned(), errno }),
+        }
+    }
+
+    pub(super) fn register(&mut self, source: usize, handler: usize) -> Done {
+        let handler = &self.plan.binfmt[handler];
+        let emulator = self.take_source(source)?;
+        let interpreter = format!("{}/{}", staging::EMULATORS, handler.name);
+        self.file(&interpreter, 0o444, b"")?;
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | CLOEXEC;
+        let place = openat(self.staging(), interpreter.as_str(), flags, Mode::empty())
+            .during(|| format!("open the place of {}", handler.name))?;
+        sys::attach_mount(emulator.as_fd(), place.as_fd())
+            .during(|| format!("attach {}", handler.emulator.display()))?;
+        let instance = self.binfmt.as_ref().expect("Binfmt comes before RegisterHandler");
+        // Flag F makes the kernel open the interpreter now, relative to the working directory,
+        // which is the staging area. Afterwards no path leads to it.
+        let line = handler.registration(&interpreter);
+        write_file(instance.as_fd(), "register", line.as_bytes())
+            .during(|| format!("register {}", handler.name))
+    }
+}
+
+/// Whether the host has handlers that would run foreign programs in the sandbox. Asked only where
+/// the kernel shares one instance of binfmt_misc; what can't be read counts as one.
+fn host_handlers_would_run() -> bool {
+    let directory = Path::new("/proc/sys/fs/binfmt_misc");
+    let Ok(entries) = std::fs::read_dir(directory) else { return true };
+    let mut found = false;
+    for entry in entries {
+        let Ok(entry) = entry else { return true };
+        let name = entry.file_name();
+        if name == "register" || name == "status" {
+            found = true; // mounted: what isn't listed doesn't exist
+            continue;
+        }
+        match std::fs::read_to_string(entry.path()) {
+            Ok(text) if !text.starts_with("enabled") => {}
+            _ => return true,
+        }
+    }
+    !found
+}

@@ -1,0 +1,45 @@
+//! The build sandbox: rootless, without a daemon, and described by plain data.
+//!
+//! A [`SandboxPlan`] says what a sandbox holds and runs; [`SandboxPlan::steps`] derives the ordered
+//! list of what is done for it; a [`Launcher`] has it done and returns an [`Outcome`]. What happens
+//! where:
+//!
+//! - srp (`launcher`, `supervise`, `watch`, `cgroup`): threads, logs, limits. Trusted.
+//! - the launcher process (`zygote`): srp executed once more with one thread; clones sandboxes.
+//! - the sandbox's init (`apply`, `inside`, `identity`, `init`): namespaces, mounts, filter; then process 1. The build
+//!   can neither trace nor signal it, and it decides nothing that a limit depends on.
+//! - the command.
+//!
+//! There is deliberately no weaker mode: a step that fails is an error. There is no network, and no
+//! way to ask for one. It also doesn't know the store: layers are directories.
+
+mod apply;
+mod binfmt;
+mod bpf;
+mod cgroup;
+mod error;
+mod features;
+mod identity;
+mod init;
+mod inside;
+mod launcher;
+mod outcome;
+mod plan;
+mod seccomp;
+mod steps;
+mod supervise;
+#[allow(unsafe_code)]
+mod sys;
+mod watch;
+mod wire;
+mod zygote;
+
+pub use binfmt::BinfmtHandler;
+pub use error::SandboxError;
+pub use features::{Feature, features};
+pub use launcher::Launcher;
+pub use outcome::{Isolation, Limit, LimitsBy, Outcome, Status};
+pub use plan::{Bind, Limits, PlanError, RootMode, SandboxPlan, SkeletonEntry, Stdio};
+pub use seccomp::Abi;
+pub use steps::Step;
+pub use zygote::{FIRST_SANDBOX_UID, launcher_main};

@@ -1,0 +1,76 @@
+//! How a sandbox ended, what it used, and how well it was isolated: plain data for records.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// What became of a sandbox whose command was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// How the command ended.
+    pub status: Status,
+    /// The most memory that all processes together were seen to use. The watchdog looks a few
+    /// times a second: a build shorter than that reports its largest process.
+    pub peak_memory_bytes: u64,
+    /// Processor time of all processes, user and system.
+    pub cpu: Duration,
+    /// Time from request to the last process's end.
+    pub wall: Duration,
+    /// Bytes of log that were written.
+    pub log_bytes: u64,
+    /// What enforced the isolation.
+    pub isolation: Isolation,
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    /// It exited with this code.
+    Exited(i32),
+    /// It was killed by this signal.
+    Signaled(i32),
+    /// The sandbox passed a limit and was killed.
+    LimitExceeded(Limit),
+    /// The caller cancelled it.
+    Cancelled,
+}
+
+/// A limit of [`Limits`](super::Limits).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Limit {
+    /// `memory_bytes`
+    Memory,
+    /// `processes`
+    Processes,
+    /// `seconds`
+    Time,
+    /// `silence_seconds`
+    Silence,
+    /// `log_bytes`
+    Log,
+}
+
+/// What a sandbox's isolation rested on where machines differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Isolation {
+    /// Who enforced the limits of memory and processes.
+    pub limits_by: LimitsBy,
+    /// Whether srp ran as root: sources are then mounted with mapped identities, and the build's
+    /// user outside is an unprivileged one.
+    pub idmapped: bool,
+    /// Whether the sandbox had a binfmt_misc instance of its own; without one, the kernel was
+    /// found to have no handler that would run anything.
+    pub own_binfmt: bool,
+}
+
+/// Who enforces limits of memory and processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LimitsBy {
+    /// The kernel, by a cgroup (version 2).
+    Cgroup,
+    /// srp, by looking at the sandbox's processes.
+    Watchdog,
+}
