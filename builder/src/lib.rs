@@ -1,1 +1,31 @@
-//! placeholder
+//! Builds derivations: plan, scheduler, sandbox, runners, fetchers, logs.
+//!
+//! The way in is [`Builder`]. This crate knows nothing of definitions, terminals or the
+//! environment: what it is to do comes as plain values.
+
+pub mod cancel;
+pub mod event;
+pub mod fetch;
+pub mod jobserver;
+pub mod sandbox;
+pub mod scan;
+pub mod unpack;
+
+mod build;
+pub mod log;
+mod plan;
+mod realise;
+mod request;
+mod roots;
+mod runner;
+mod shell;
+mod work;
+
+pub use build::SANDBOX_PATHS;
+pub use cancel::CancelToken;
+pub use event::{Activity, Event, Observer, Task};
+pub use plan::{Plan, adopted};
+pub use realise::{Builder, reachable};
+pub use request::{Failure, FailureCause, Options, RealiseError, Realised, Request, RunnerSpec};
+pub use runner::Machine;
+pub use shell::{Shell, ShellError, ShellRequest};

@@ -1,0 +1,435 @@
+//! Running a builder: from a derivation to a sandbox plan, and from what it wrote to objects.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use srp_store::compose::Composition;
+use srp_store::ingest::{self, Rules};
+use srp_store::{
+    BASE_LAYOUT, Build, Listing, Object, ObjectId, OutputName, Reference, ReferenceKind,
+    Registration, Role, Route, Scratch, Skeleton,
+};
+
+use crate::event::Event;
+use crate::request::FailureCause;
+use crate::roots::{Composed, Outputs};
+use crate::sandbox::{
+    Abi, Bind, BinfmtHandler, Limit, Limits, LimitsBy, Outcome, SandboxPlan, SkeletonEntry, Status,
+};
+use crate::scan::{self, Provider};
+use crate::work::{Chosen, Made, Work};
+
+/// Names that no output may contain: they mean something in the sandbox only.
+pub const SANDBOX_PATHS: &[&str] = &["/srp/build", "/srp/out", "/srp/sysroot", "/srp/source"];
+
+/// 1980-01-01: the earliest time that a zip archive can hold.
+const SOURCE_DATE_EPOCH: &str = "315532800";
+
+/// The composed roots of a build.
+struct Roots {
+    /// At `/`: tools, and in a native build libs above them.
+    root: Composition,
+    /// At the sysroot, in a cross build.
+    sysroot: Option<Composition>,
+    tools: BTreeSet<ObjectId>,
+    libs: BTreeSet<ObjectId>,
+}
+
+impl Work<'_> {
+    pub(crate) fn build(
+        &self,
+        build: &Build,
+        free: &dyn Fn(),
+    ) -> Result<(Made, Option<Scratch>), FailureCause> {
+        let roots = self.roots()?;
+        let scratch = self.store.scratch()?;
+        let directory = |name: &str| {
+            let path = scratch.path().join(name);
+            fs::create_dir_all(&path).map_err(|source| FailureCause::Io {
+                action: format!("create {}", path.display()),
+                source,
+            })?;
+            Ok::<_, FailureCause>(path)
+        };
+        let (work, out, temporary) = (directory("build")?, directory("out")?, directory("tmp")?);
+        for output in &build.outputs {
+            directory(&format!("out/{output}"))?;
+        }
+        let jobserver =
+            self.broker.register(scratch.path()).map_err(|source| FailureCause::Io {
+                action: "create a job server".to_owned(),
+                source: std::io::Error::other(source),
+            })?;
+        let plan = self.sandbox_plan(build, &roots, scratch.path(), jobserver.path())?;
+
+        let log = self.store.log_path(&self.resolved);
+        let mut log = Log::create(&log, self)?;
+        let outcome = self.launcher.run(&plan, &mut log, self.cancel);
+        drop(jobserver);
+        log.finish()?;
+        let outcome = outcome?;
+        free();
+        check_outcome(&outcome)?;
+        // What the builder left beside its outputs is no longer needed, and may be large.
+        for path in [&work, &temporary] {
+            srp_store::remove_tree(path)?;
+        }
+
+        let mut made = self.register(build, &roots, &out)?;
+        made.route = Route {
+            runner: self.runner_name()?,
+            limits_by: match outcome.isolation.limits_by {
+                LimitsBy::Cgroup => "cgroup",
+                LimitsBy::Watchdog => "watchdog",
+            }
+            .to_owned(),
+            peak_memory_bytes: outcome.peak_memory_bytes,
+            ..Route::default()
+        };
+        Ok((made, Some(scratch)))
+    }
+
+    fn roots(&self) -> Result<Roots, FailureCause> {
+        let closure = |role| self.store.closure_ids(&self.role(role), ReferenceKind::ALL);
+        let (tools, libs) = (closure(Role::Tools)?, closure(Role::Libs)?);
+        let sets = (tools.iter().copied().collect(), libs.iter().copied().collect());
+        let (root, sysroot) = if self.derivation.is_cross() {
+            let sysroot = (!libs.is_empty()).then(|| self.store.compose(&[libs])).transpose()?;
+            (self.store.compose(&[tools])?, sysroot)
+        } else {
+            (self.store.compose(&[libs, tools])?, None)
+        };
+        Ok(Roots { root, sysroot, tools: sets.0, libs: sets.1 })
+    }
+
+    /// The sandbox of a build, as a value.
+    fn sandbox_plan(
+        &self,
+        build: &Build,
+        roots: &Roots,
+        scratch: &Path,
+        jobserver: &Path,
+    ) -> Result<SandboxPlan, FailureCause> {
+        let mut command = vec![build.builder.clone()];
+        command.extend(build.arguments.iter().cloned());
+        let mut plan = SandboxPlan::new(command);
+        plan.layers = self.store.layers(&roots.root)?;
+        if let Some(sysroot) = &roots.sysroot {
+            plan.sysroot = self.store.layers(sysroot)?;
+        }
+        plan.skeleton = skeleton(&roots.root);
+        plan.cwd = "/srp/build".to_owned();
+        let bind = |source: &Path, target: &str, writable, directory| Bind {
+            source: source.to_owned(),
+            target: target.to_owned(),
+            writable,
+            directory,
+        };
+        plan.binds = vec![
+            bind(&scratch.join("build"), "/srp/build", true, true),
+            bind(&scratch.join("out"), "/srp/out", true, true),
+            // On disk: a linker's temporary files can be larger than memory.
+            bind(&scratch.join("tmp"), "/tmp", true, true),
+            bind(jobserver, "/srp/jobserver", true, false),
+        ];
+        for id in self.role(Role::Sources) {
+            let object = self.store.info(&id)?.object;
+            let target = format!("/srp/source/{}", object.name);
+            plan.binds.push(bind(&self.store.tree_path(&object.tree), &target, false, true));
+        }
+        let cores = self.options.cores as u64;
+        let cores = self.derivation.advice.cores.map_or(cores, |most| most.min(cores)).max(1);
+        plan.env = environment(build, cores);
+        if let Some((runner, object)) = &self.runner {
+            let object = self.store.info(object)?.object;
+            let program =
+                self.store.tree_path(&object.tree).join(runner.program.trim_start_matches('/'));
+            let handler = BinfmtHandler::for_arch(build.build.arch(), program);
+            plan.binfmt.extend(handler);
+            for (name, value) in [("QEMU_CPU", &runner.cpu), ("QEMU_UNAME", &runner.uname)] {
+                if !value.is_empty() {
+                    plan.env.insert(name.to_owned(), value.clone());
+                }
+            }
+        }
+        if plan.binfmt.is_empty() && !self.machine.runs(&build.build) {
+            return Err(FailureCause::NoRunner {
+                triple: build.build.to_string(),
+                arch: build.build.arch().to_owned(),
+                machine: self.machine.arch().to_owned(),
+            });
+        }
+        if [&build.build, &build.host].iter().any(|triple| triple.arch() == "i686") {
+            plan.abis.push(Abi::I386);
+        }
+        let advice = &self.derivation.advice;
+        if plan.binfmt.is_empty() {
+            // A program that stumbles over an instruction dies of SIGILL, which explains nothing.
+            let features = self.machine.lacks(&advice.cpu_features);
+            if !features.is_empty() {
+                return Err(FailureCause::Processor { features: features.join(", ") });
+            }
+        }
+        plan.limits = Limits {
+            seconds: advice.timeout_seconds.or(self.options.timeout_seconds),
+            silence_seconds: advice.silence_seconds.or(self.options.silence_seconds),
+            log_bytes: self.options.log_bytes,
+            memory_bytes: self.options.memory_bytes,
+            processes: Some(PROCESSES),
+            ..Limits::default()
+        };
+        Ok(plan)
+    }
+
+    fn runner_name(&self) -> Result<String, FailureCause> {
+        Ok(match &self.runner {
+            Some((_, object)) => self.store.info(object)?.object.path_name().to_string(),
+            None => "native".to_owned(),
+        })
+    }
+
+    /// Normalises, examines and hashes what the builder wrote.
+    fn register(&self, build: &Build, roots: &Roots, out: &Path) -> Result<Made, FailureCause> {
+        let mut listings = BTreeMap::new();
+        for output in &build.outputs {
+            let tree = out.join(output.as_str());
+            // Permissions are declared for the output `out`.
+            let permissions = (*output == OutputName::out()).then_some(&build.permissions);
+            let rules = Rules { permissions, drop_shared: true };
+            let refused = |source| FailureCause::Output { output: output.to_string(), source };
+            let listing = ingest::take(&tree, rules).map_err(refused)?;
+            let name = || output.to_string();
+            if listing.root().is_empty() {
+                return Err(FailureCause::Empty { output: name() });
+            }
+            if listing.find(srp_store::compose::RESERVED).is_some() {
+                return Err(FailureCause::Reserved { output: name() });
+            }
+            listings.insert(output.clone(), (tree, Arc::new(listing)));
+        }
+        if build.allow_sandbox_paths.is_none() {
+            let mut occurrences = Vec::new();
+            for (tree, _) in listings.values() {
+                let found = scan::forbidden(tree, SANDBOX_PATHS)?;
+                occurrences.extend(found.iter().map(ToString::to_string));
+            }
+            if !occurrences.is_empty() {
+                return Err(FailureCause::SandboxPaths { occurrences });
+            }
+        }
+        let references = self.references(build, roots, &listings)?;
+        let mut registration = Registration::default();
+        let mut outputs = Chosen::new();
+        // An output may refer to another of the same build: those it refers to are hashed first.
+        let mut pending: Vec<OutputName> = listings.keys().cloned().collect();
+        while !pending.is_empty() {
+            let next = pending.iter().position(|output| {
+                references[output].own.iter().all(|own| own == output || outputs.contains_key(own))
+            });
+            // Outputs that need each other are one thing: neither can be hashed before the other.
+            let output = pending.remove(next.ok_or_else(|| FailureCause::References {
+                needs: vec![format!("its outputs {} need each other", list(&pending))],
+            })?);
+            let (tree, listing) = listings.remove(&output).expect("each output once");
+            let found = &references[&output];
+            let mut all = found.inputs.clone();
+            all.extend(
+                found
+                    .own
+                    .iter()
+                    .filter(|own| **own != output)
+                    .map(|own| Reference { kind: ReferenceKind::Run, object: outputs[own] }),
+            );
+            let is_out = output == OutputName::out();
+            let object = Object {
+                name: self.derivation.object_name(&output),
+                tree: listing.digest(),
+                references: all,
+                permissions: if is_out { build.permissions.clone() } else { BTreeMap::new() },
+            };
+            registration.object(self.store, &object, listing, tree);
+            outputs.insert(output, object.id());
+        }
+        Ok(Made { registration, outputs, route: Route::default() })
+    }
+
+    /// What each output refers to: declared, and found by scanning.
+    fn references(
+        &self,
+        build: &Build,
+        roots: &Roots,
+        listings: &BTreeMap<OutputName, (PathBuf, Arc<Listing>)>,
+    ) -> Result<BTreeMap<OutputName, Found>, FailureCause> {
+        let own = Outputs::new(listings);
+        let target = roots.sysroot.as_ref().unwrap_or(&roots.root);
+        let libs = Composed::new(target, &roots.libs);
+        let tools = Composed::new(&roots.root, &roots.tools);
+        let mut references = BTreeMap::new();
+        for (output, (tree, _)) in listings {
+            let findings = scan::scan(tree)?;
+            let resolved = scan::resolve(&findings, &own, &libs, &tools, &build.ignore_references)
+                .map_err(|unresolved| FailureCause::References {
+                    needs: unresolved.iter().map(ToString::to_string).collect(),
+                })?;
+            let mut found = Found::default();
+            for (keys, kind) in
+                [(&build.run, ReferenceKind::Run), (&build.develop, ReferenceKind::Develop)]
+            {
+                found
+                    .inputs
+                    .extend(keys.iter().map(|key| Reference { kind, object: self.inputs[key] }));
+            }
+            for (finding, provider) in resolved {
+                match provider {
+                    Provider::Own(index) => {
+                        found.own.insert(own.output(index).clone());
+                    }
+                    Provider::Lib(index) => {
+                        let kind = match finding.kind {
+                            scan::Kind::Run => ReferenceKind::Run,
+                            scan::Kind::Develop => ReferenceKind::Develop,
+                        };
+                        found.inputs.insert(Reference { kind, object: libs.object(index) });
+                    }
+                }
+            }
+            references.insert(output.clone(), found);
+        }
+        Ok(references)
+    }
+}
+
+/// More processes than any build needs, fewer than a machine can't bear.
+const PROCESSES: u64 = 4096;
+
+/// What an output refers to.
+#[derive(Default)]
+struct Found {
+    inputs: BTreeSet<Reference>,
+    own: BTreeSet<OutputName>,
+}
+
+fn list(names: &[OutputName]) -> String {
+    names.iter().map(OutputName::as_str).collect::<Vec<_>>().join(", ")
+}
+
+/// The environment of a build, the same on every machine but for the number of cores.
+fn environment(build: &Build, cores: u64) -> BTreeMap<String, String> {
+    let mut environment: BTreeMap<String, String> = [
+        ("HOME", "/srp/build"),
+        ("LANG", "C.UTF-8"),
+        ("LC_ALL", "C.UTF-8"),
+        ("PATH", "/usr/bin:/usr/sbin"),
+        ("SHELL", "/bin/sh"),
+        ("SOURCE_DATE_EPOCH", SOURCE_DATE_EPOCH),
+        ("TERM", "dumb"),
+        ("TMPDIR", "/tmp"),
+        ("TZ", "UTC"),
+        ("USER", "build"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into();
+    environment.insert("SRP_CORES".to_owned(), cores.to_string());
+    let flags = format!("-j{cores} --jobserver-auth=fifo:/srp/jobserver");
+    environment.insert("MAKEFLAGS".to_owned(), flags);
+    for output in &build.outputs {
+        environment.insert(output.to_string(), format!("/srp/out/{output}"));
+    }
+    environment.extend(build.environment.clone());
+    environment
+}
+
+/// The base layout as the sandbox's lowest layer, without what the composed root has itself.
+pub(crate) fn skeleton(root: &Composition) -> Vec<SkeletonEntry> {
+    BASE_LAYOUT
+        .iter()
+        .filter_map(|item| match *item {
+            // The sandbox mounts these itself.
+            Skeleton::Directory("dev" | "proc" | "tmp") => None,
+            Skeleton::Directory(path) => {
+                let mode = if path == "var/tmp" { 0o1777 } else { 0o755 };
+                Some(SkeletonEntry::Dir { path: format!("/{path}"), mode })
+            }
+            Skeleton::File(path, text) => Some(SkeletonEntry::File {
+                path: format!("/{path}"),
+                mode: 0o644,
+                content: text.to_owned(),
+            }),
+            Skeleton::MergedUsr(name) => {
+                let target = format!("usr/{name}");
+                root.locate(&target)?;
+                Some(SkeletonEntry::Symlink { path: format!("/{name}"), target })
+            }
+        })
+        .collect()
+}
+
+fn check_outcome(outcome: &Outcome) -> Result<(), FailureCause> {
+    match &outcome.status {
+        Status::Exited(0) => Ok(()),
+        Status::Exited(status) => {
+            Err(FailureCause::Builder { how: format!("exited with status {status}") })
+        }
+        Status::Signaled(signal) => {
+            Err(FailureCause::Builder { how: format!("was killed by signal {signal}") })
+        }
+        Status::Cancelled => Err(FailureCause::Builder { how: "was cancelled".to_owned() }),
+        Status::LimitExceeded(limit) => Err(FailureCause::Limit {
+            limit: match limit {
+                Limit::Memory => "its processes took more memory than builds may",
+                Limit::Processes => "it started more processes than a build may",
+                Limit::Time => "it took longer than it may",
+                Limit::Silence => "it said nothing for longer than it may",
+                Limit::Log => "it wrote more to its log than it may",
+            }
+            .to_owned(),
+            peak_memory_bytes: outcome.peak_memory_bytes,
+        }),
+    }
+}
+
+/// A build's log: to its file, and to whoever watches.
+struct Log<'a, 'w> {
+    file: File,
+    path: PathBuf,
+    work: &'a Work<'w>,
+    error: Option<std::io::Error>,
+}
+
+impl<'a, 'w> Log<'a, 'w> {
+    fn create(path: &Path, work: &'a Work<'w>) -> Result<Log<'a, 'w>, FailureCause> {
+        let file = File::create(path).map_err(|source| FailureCause::Io {
+            action: format!("create {}", path.display()),
+            source,
+        })?;
+        Ok(Log { file, path: path.to_owned(), work, error: None })
+    }
+
+    fn finish(self) -> Result<(), FailureCause> {
+        match self.error {
+            None => Ok(()),
+            Some(source) => {
+                Err(FailureCause::Io { action: format!("write {}", self.path.display()), source })
+            }
+        }
+    }
+}
+
+impl Write for Log<'_, '_> {
+    /// Never fails: a full disk must not look like the builder's own error. It is reported when
+    /// the build has ended.
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.work.observer.event(Event::Log { task: self.work.task(), bytes });
+        if self.error.is_none() {
+            self.error = self.file.write_all(bytes).err();
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,544 @@
+//! The scheduler: works a plan off, as much of it at once as fits.
+//!
+//! One thread decides; each piece of work has a thread of its own. What has the longest way to
+//! the end above it goes first. Nothing that happens here changes a result, only when it is there.
+
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use petgraph::Direction;
+use petgraph::graph::NodeIndex;
+use srp_store::{
+    Action, Claim, Derivation, History, Index, InputKey, Lock, ObjectId, OutputName, Registration,
+    ResolvedHash, StaticHash, Store,
+};
+
+use crate::cancel::CancelToken;
+use crate::event::{Activity, Event, Observer, Task};
+use crate::fetch::Fetcher;
+use crate::jobserver::Broker;
+use crate::plan::Plan;
+use crate::request::{Failure, Options, RealiseError, Realised, Request, RunnerSpec};
+use crate::runner::Machine;
+use crate::sandbox::Launcher;
+use crate::work::{Chosen, Work};
+
+/// Realises derivations into a store.
+pub struct Builder<'a> {
+    /// Where objects go.
+    pub store: &'a Store,
+    /// Starts sandboxes.
+    pub launcher: &'a Launcher,
+    /// Fetches sources.
+    pub fetcher: &'a Fetcher,
+    /// Hands out job tokens.
+    pub broker: &'a Broker,
+    /// What runs here without an emulator.
+    pub machine: Machine,
+    /// How work is done.
+    pub options: Options,
+}
+
+/// While another process builds something, it is asked for so often.
+const POLL: Duration = Duration::from_millis(100);
+
+impl Builder<'_> {
+    /// What there is to do for a request.
+    pub fn plan(&self, request: &Request) -> Result<Plan, RealiseError> {
+        Plan::new(self.store, request, &|derivation| {
+            self.runner(request, derivation).map(|runner| runner.key.clone())
+        })
+    }
+
+    /// Realises the goals of a request.
+    pub fn realise(
+        &self,
+        request: &Request,
+        observer: &dyn Observer,
+        cancel: &CancelToken,
+    ) -> Result<Vec<Realised>, RealiseError> {
+        let plan = self.plan(request)?;
+        if plan.graph.node_count() > 0 {
+            self.store.sweep()?;
+        }
+        for derivation in request.derivations.values() {
+            self.store.add_derivation(derivation)?;
+        }
+        let (fetches, builds) = plan.counts(request);
+        if fetches + builds > 0 {
+            observer.event(Event::Planned { fetches, builds });
+        }
+        let chosen = Run::new(self, request, &plan, observer, cancel).run()?;
+        request
+            .goals
+            .iter()
+            .map(|key| {
+                let object = chosen
+                    .get(&key.derivation)
+                    .and_then(|outputs| outputs.get(&key.output))
+                    .ok_or_else(|| RealiseError::Incomplete {
+                        name: format!(
+                            "{} (output {})",
+                            request.derivations[&key.derivation].name, key.output
+                        ),
+                        input: key.derivation,
+                    })?;
+                Ok(Realised {
+                    key: key.clone(),
+                    object: self.store.info(object)?.object.path_name(),
+                })
+            })
+            .collect()
+    }
+
+    /// The emulator that a derivation's builder needs here, if it needs one and there is one.
+    fn runner<'r>(&self, request: &'r Request, derivation: &Derivation) -> Option<&'r RunnerSpec> {
+        let Action::Build(build) = &derivation.action else { return None };
+        if self.machine.runs(&build.build) {
+            return None;
+        }
+        request.runners.get(build.build.arch())
+    }
+}
+
+/// One run of the scheduler.
+struct Run<'a> {
+    builder: &'a Builder<'a>,
+    request: &'a Request,
+    plan: &'a Plan,
+    observer: &'a dyn Observer,
+    cancel: &'a CancelToken,
+    index: Option<Index>,
+    history: HashMap<StaticHash, History>,
+    chosen: BTreeMap<StaticHash, BTreeMap<OutputName, ObjectId>>,
+    /// How many inputs of a derivation are still missing.
+    missing: HashMap<NodeIndex, usize>,
+    remaining: HashMap<NodeIndex, u64>,
+    /// What could start: fetches, and everything else. Apart, because they wait for different
+    /// slots: what waits for one needn't be looked at when the other gets free.
+    ready: [BinaryHeap<(u64, NodeIndex)>; 2],
+    /// Ready, but another process is at it.
+    elsewhere: Vec<(u64, NodeIndex)>,
+    running: HashMap<NodeIndex, Running>,
+    failures: Vec<Failure>,
+    skipped: HashSet<NodeIndex>,
+    /// Claims of what was reused: committed together.
+    claims: Registration,
+}
+
+/// A piece of work that a thread does.
+struct Running {
+    fetch: bool,
+    /// Whether it still takes a slot: not while its outputs are written to disk.
+    slot: bool,
+    memory_bytes: u64,
+    started: Instant,
+}
+
+enum Message {
+    /// The builder has ended; what it wrote is being registered.
+    SlotFree(NodeIndex),
+    Done(NodeIndex, Result<(Chosen, History), Box<Failure>>),
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        builder: &'a Builder<'a>,
+        request: &'a Request,
+        plan: &'a Plan,
+        observer: &'a dyn Observer,
+        cancel: &'a CancelToken,
+    ) -> Run<'a> {
+        // The index is only worth its opening where there is an order to choose.
+        let index = (plan.graph.node_count() > 1)
+            .then(|| Index::open(&builder.store.directory("index")))
+            .and_then(|index| {
+                index.inspect_err(|error| tracing::debug!(%error, "no build history")).ok()
+            });
+        let history: HashMap<StaticHash, History> = plan
+            .graph
+            .node_weights()
+            .filter_map(|hash| {
+                let key = history_key(&request.derivations[hash]);
+                Some((*hash, index.as_ref()?.history(&key)?))
+            })
+            .collect();
+        let remaining = plan.remaining(&|hash| match history.get(hash) {
+            Some(history) => history.milliseconds,
+            None => match &request.derivations[hash].action {
+                Action::Build(_) => 60_000,
+                Action::Fetch(_) => 2_000,
+                Action::Stage(_) => 100,
+            },
+        });
+        let missing: HashMap<NodeIndex, usize> = plan
+            .graph
+            .node_indices()
+            .map(|node| (node, plan.graph.neighbors_directed(node, Direction::Incoming).count()))
+            .collect();
+        let first: Vec<NodeIndex> =
+            missing.iter().filter(|(_, missing)| **missing == 0).map(|(node, _)| *node).collect();
+        let mut run = Run {
+            builder,
+            request,
+            plan,
+            observer,
+            cancel,
+            index,
+            history,
+            chosen: plan.chosen.clone(),
+            missing,
+            remaining,
+            ready: Default::default(),
+            elsewhere: Vec::new(),
+            running: HashMap::new(),
+            failures: Vec::new(),
+            skipped: HashSet::new(),
+            claims: Registration::default(),
+        };
+        first.into_iter().for_each(|node| run.make_ready(node));
+        run
+    }
+
+    fn run(mut self) -> Result<BTreeMap<StaticHash, Chosen>, RealiseError> {
+        let (sender, receiver) = mpsc::channel();
+        let outcome = std::thread::scope(|scope| {
+            let mut fatal = None;
+            loop {
+                if fatal.is_none() && !self.stopping() {
+                    fatal = self.start(scope, &sender).err();
+                }
+                if self.running.is_empty()
+                    && (fatal.is_some()
+                        || self.stopping()
+                        || (self.ready.iter().all(BinaryHeap::is_empty)
+                            && self.elsewhere.is_empty()))
+                {
+                    return fatal.map_or(Ok(()), Err);
+                }
+                match receiver.recv_timeout(POLL) {
+                    Ok(message) => self.receive(message),
+                    Err(RecvTimeoutError::Timeout) => {
+                        let waited = std::mem::take(&mut self.elsewhere);
+                        waited.into_iter().for_each(|(_, node)| self.make_ready(node));
+                    }
+                    Err(RecvTimeoutError::Disconnected) => unreachable!("a sender is held here"),
+                }
+            }
+        });
+        // Whatever happened: what was found to be the same needn't be found again.
+        let claims = std::mem::take(&mut self.claims);
+        if !claims.is_empty() {
+            self.builder.store.commit(claims)?;
+        }
+        if let Some(index) = &self.index {
+            index.flush();
+        }
+        outcome?;
+        if !self.failures.is_empty() {
+            return Err(RealiseError::Failed {
+                failures: self.failures,
+                skipped: self.skipped.len(),
+            });
+        }
+        if self.cancel.is_cancelled() {
+            return Err(RealiseError::Cancelled);
+        }
+        Ok(self.chosen)
+    }
+
+    /// Whether nothing new is to be started.
+    fn stopping(&self) -> bool {
+        self.cancel.is_cancelled()
+            || (!self.failures.is_empty() && !self.builder.options.keep_going)
+    }
+
+    /// Starts whatever is ready and fits.
+    fn start<'scope>(
+        &mut self,
+        scope: &'scope std::thread::Scope<'scope, '_>,
+        sender: &mpsc::Sender<Message>,
+    ) -> Result<(), RealiseError>
+    where
+        'a: 'scope,
+    {
+        for fetch in [true, false] {
+            self.start_kind(fetch, scope, sender)?;
+        }
+        Ok(())
+    }
+
+    fn start_kind<'scope>(
+        &mut self,
+        fetch: bool,
+        scope: &'scope std::thread::Scope<'scope, '_>,
+        sender: &mpsc::Sender<Message>,
+    ) -> Result<(), RealiseError>
+    where
+        'a: 'scope,
+    {
+        let mut waiting = Vec::new();
+        while self.fits(fetch, 0)
+            && let Some((priority, node)) = self.ready[usize::from(fetch)].pop()
+        {
+            let hash = self.plan.graph[node];
+            let derivation = &self.request.derivations[&hash];
+            if !self.fits(fetch, self.expected_memory(&hash, derivation)) {
+                waiting.push((priority, node));
+                continue;
+            }
+            let (resolved, inputs) = self.resolve(derivation);
+            if self.reuse(node, derivation, resolved, &inputs)? {
+                continue;
+            }
+            let task = Task { hash, name: derivation.name.as_str() };
+            let Some(lock) = self.builder.store.lock(&resolved, &mut || false)? else {
+                self.observer.event(Event::Started { task, activity: Activity::Waiting });
+                self.elsewhere.push((priority, node));
+                continue;
+            };
+            // Whoever held the lock may just have finished.
+            if self.reuse(node, derivation, resolved, &inputs)? {
+                continue;
+            }
+            self.spawn(scope, sender, node, resolved, inputs, lock);
+        }
+        self.ready[usize::from(fetch)].extend(waiting);
+        Ok(())
+    }
+
+    fn spawn<'scope>(
+        &mut self,
+        scope: &'scope std::thread::Scope<'scope, '_>,
+        sender: &mpsc::Sender<Message>,
+        node: NodeIndex,
+        resolved: ResolvedHash,
+        inputs: BTreeMap<InputKey, ObjectId>,
+        lock: Lock,
+    ) where
+        'a: 'scope,
+    {
+        let hash = self.plan.graph[node];
+        let derivation = &self.request.derivations[&hash];
+        let runner = self.builder.runner(self.request, derivation).and_then(|spec| {
+            let outputs = self.chosen.get(&spec.key.derivation)?;
+            Some((spec, *outputs.get(&spec.key.output)?))
+        });
+        let work = Work {
+            store: self.builder.store,
+            launcher: self.builder.launcher,
+            fetcher: self.builder.fetcher,
+            broker: self.builder.broker,
+            machine: &self.builder.machine,
+            options: &self.builder.options,
+            observer: self.observer,
+            cancel: self.cancel,
+            derivation,
+            hash,
+            resolved,
+            inputs,
+            runner,
+        };
+        self.running.insert(
+            node,
+            Running {
+                fetch: matches!(derivation.action, Action::Fetch(_)),
+                slot: true,
+                memory_bytes: self.expected_memory(&hash, derivation),
+                started: Instant::now(),
+            },
+        );
+        let sender = sender.clone();
+        scope.spawn(move || {
+            let task = work.task();
+            self::announce(&work);
+            let free = || drop(sender.send(Message::SlotFree(node)));
+            let result = work.run(&free);
+            if let Err(failure) = &result {
+                let reason = failure.cause.to_string();
+                work.observer.event(Event::Failed { task, reason: &reason });
+            }
+            drop(lock);
+            // The receiver outlives every sender.
+            drop(sender.send(Message::Done(node, result)));
+        });
+    }
+
+    fn receive(&mut self, message: Message) {
+        match message {
+            Message::SlotFree(node) => {
+                if let Some(running) = self.running.get_mut(&node) {
+                    running.slot = false;
+                }
+            }
+            Message::Done(node, result) => {
+                let running = self.running.remove(&node).expect("it was started");
+                match result {
+                    Ok((outputs, history)) => {
+                        self.remember(node, history);
+                        self.report(node, &outputs, running.started.elapsed());
+                        self.choose(node, outputs);
+                    }
+                    Err(_) if self.cancel.is_cancelled() => {}
+                    Err(failure) => {
+                        self.failures.push(*failure);
+                        self.skip_above(node);
+                    }
+                }
+            }
+        }
+    }
+
+    fn report(&self, node: NodeIndex, outputs: &Chosen, elapsed: Duration) {
+        let hash = self.plan.graph[node];
+        let derivation = &self.request.derivations[&hash];
+        let task = Task { hash, name: derivation.name.as_str() };
+        if let Some(object) = self.object_name(outputs) {
+            let activity = activity(derivation);
+            self.observer.event(Event::Finished { task, activity, object: &object, elapsed });
+        }
+    }
+
+    fn object_name(&self, outputs: &Chosen) -> Option<srp_store::ObjectName> {
+        let id = outputs.get(&OutputName::out()).or_else(|| outputs.values().next())?;
+        Some(self.builder.store.info(id).ok()?.object.path_name())
+    }
+
+    fn remember(&self, node: NodeIndex, history: History) {
+        let derivation = &self.request.derivations[&self.plan.graph[node]];
+        if let Some(index) = &self.index {
+            index.remember(&history_key(derivation), history);
+        }
+    }
+
+    /// The outputs of a derivation are there: whoever waited for the last input is ready.
+    fn choose(&mut self, node: NodeIndex, outputs: Chosen) {
+        self.chosen.insert(self.plan.graph[node], outputs);
+        for user in self.plan.graph.neighbors_directed(node, Direction::Outgoing) {
+            let missing = self.missing.get_mut(&user).expect("every node was counted");
+            *missing -= 1;
+            if *missing == 0 && !self.skipped.contains(&user) {
+                self.make_ready(user);
+            }
+        }
+    }
+
+    fn make_ready(&mut self, node: NodeIndex) {
+        let derivation = &self.request.derivations[&self.plan.graph[node]];
+        let fetch = matches!(derivation.action, Action::Fetch(_));
+        self.ready[usize::from(fetch)].push((self.remaining[&node], node));
+    }
+
+    fn skip_above(&mut self, node: NodeIndex) {
+        let mut pending: Vec<NodeIndex> =
+            self.plan.graph.neighbors_directed(node, Direction::Outgoing).collect();
+        while let Some(user) = pending.pop() {
+            if self.skipped.insert(user) {
+                pending.extend(self.plan.graph.neighbors_directed(user, Direction::Outgoing));
+            }
+        }
+    }
+
+    /// The resolved hash of a derivation whose inputs are all there, and the inputs.
+    fn resolve(&self, derivation: &Derivation) -> (ResolvedHash, BTreeMap<InputKey, ObjectId>) {
+        let objects: Vec<ObjectId> = derivation
+            .inputs()
+            .iter()
+            .map(|input| self.chosen[&input.key.derivation][&input.key.output])
+            .collect();
+        let resolved = derivation.resolved_hash(&objects);
+        let keys = derivation.inputs().iter().map(|input| input.key.clone());
+        (resolved, keys.zip(objects).collect())
+    }
+
+    /// Adopts what the store has for these very inputs, if it has.
+    fn reuse(
+        &mut self,
+        node: NodeIndex,
+        derivation: &Derivation,
+        resolved: ResolvedHash,
+        inputs: &BTreeMap<InputKey, ObjectId>,
+    ) -> Result<bool, RealiseError> {
+        let store = self.builder.store;
+        let Some(realisation) = store.realisation(&resolved)? else { return Ok(false) };
+        let objects: Vec<ObjectId> = realisation.outputs.values().copied().collect();
+        if !store.contains_closure(&objects)? {
+            return Ok(false);
+        }
+        let hash = self.plan.graph[node];
+        let outputs = realisation.outputs;
+        let claim = Claim { resolved, outputs: outputs.clone(), inputs: inputs.clone() };
+        self.claims.claim(store, &hash, &claim);
+        if let Some(object) = self.object_name(&outputs) {
+            let task = Task { hash, name: derivation.name.as_str() };
+            self.observer.event(Event::Reused { task, object: &object });
+        }
+        self.choose(node, outputs);
+        Ok(true)
+    }
+
+    /// Whether one more piece of work may run now.
+    fn fits(&self, fetch: bool, memory_bytes: u64) -> bool {
+        /// Enough to fill one group commit; more would only wait for the disk.
+        const REGISTERING: usize = 64;
+        let options = &self.builder.options;
+        let of_kind = self.running.values().filter(|running| running.fetch == fetch);
+        let slots = of_kind.filter(|running| running.slot).count();
+        if self.running.len() >= REGISTERING {
+            return false;
+        }
+        if fetch {
+            return slots < options.fetches;
+        }
+        let expected: u64 =
+            self.running.values().filter(|it| it.slot).map(|running| running.memory_bytes).sum();
+        let memory = options.memory_bytes.is_none_or(|limit| expected + memory_bytes <= limit);
+        slots < options.jobs && (memory || slots == 0)
+    }
+
+    fn expected_memory(&self, hash: &StaticHash, derivation: &Derivation) -> u64 {
+        let advised = derivation.advice.memory_mib.map(|mib| mib << 20);
+        let seen = self.history.get(hash).map(|it| it.peak_memory_bytes);
+        seen.filter(|seen| *seen > 0).or(advised).unwrap_or(0)
+    }
+}
+
+fn announce(work: &Work<'_>) {
+    let activity = activity(work.derivation);
+    work.observer.event(Event::Started { task: work.task(), activity });
+}
+
+fn activity(derivation: &Derivation) -> Activity {
+    match derivation.action {
+        Action::Fetch(_) => Activity::Fetching,
+        Action::Build(_) => Activity::Building,
+        Action::Stage(_) => Activity::Composing,
+    }
+}
+
+/// What history goes by: builds of one package for one platform resemble each other, whatever
+/// their hash.
+fn history_key(derivation: &Derivation) -> String {
+    match &derivation.action {
+        Action::Build(build) => format!("{} {} {}", derivation.name, build.build, build.host),
+        _ => derivation.name.to_string(),
+    }
+}
+
+/// The derivations among `all` that `goals` lead to.
+pub fn reachable(
+    all: &BTreeMap<StaticHash, Derivation>,
+    goals: impl IntoIterator<Item = StaticHash>,
+) -> BTreeSet<StaticHash> {
+    let mut seen = BTreeSet::new();
+    let mut pending: Vec<StaticHash> = goals.into_iter().collect();
+    while let Some(hash) = pending.pop() {
+        if seen.insert(hash)
+            && let Some(derivation) = all.get(&hash)
+        {
+            pending.extend(derivation.inputs().iter().map(|input| input.key.derivation));
+        }
+    }
+    seen
+}

@@ -1,0 +1,216 @@
+//! What is asked of the builder, and what it answers: plain values.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use srp_store::{Derivation, InputKey, ObjectName, ResolvedHash, StaticHash, StoreError};
+
+/// Derivations, and which of their outputs are wanted.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// What is wanted, in order.
+    pub goals: Vec<InputKey>,
+    /// Every derivation that a goal or runner leads to.
+    pub derivations: BTreeMap<StaticHash, Derivation>,
+    /// Emulators by architecture, for builders that don't run on this machine.
+    pub runners: BTreeMap<String, RunnerSpec>,
+}
+
+/// A user-mode emulator as the definitions describe it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunnerSpec {
+    /// The output that holds it.
+    pub key: InputKey,
+    /// Its path in that output.
+    pub program: String,
+    /// The processor it is to emulate, as its `-cpu` takes it; empty for its default.
+    pub cpu: String,
+    /// The kernel release that programs see; empty for the machine's own.
+    pub uname: String,
+}
+
+/// How work is done; nothing here changes a result.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many builds run at once, at most.
+    pub jobs: usize,
+    /// How many cores builds share.
+    pub cores: usize,
+    /// How many sources are fetched at once, at most.
+    pub fetches: usize,
+    /// Whether the rest goes on after a failure.
+    pub keep_going: bool,
+    /// How long a build may take unless it says otherwise.
+    pub timeout_seconds: Option<u64>,
+    /// How long a build may say nothing unless it says otherwise.
+    pub silence_seconds: Option<u64>,
+    /// How much a build may write to its log.
+    pub log_bytes: Option<u64>,
+    /// How much memory all builds together may be expected to take.
+    pub memory_bytes: Option<u64>,
+}
+
+/// A goal that was realised.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Realised {
+    /// What was asked for.
+    pub key: InputKey,
+    /// What it is.
+    pub object: ObjectName,
+}
+
+/// A derivation that could not be realised.
+#[derive(Debug)]
+pub struct Failure {
+    /// Which.
+    pub derivation: StaticHash,
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub cause: FailureCause,
+    /// The last lines of its log.
+    pub log_tail: Vec<String>,
+    /// The whole log.
+    pub log: Option<PathBuf>,
+    /// Its resolved hash, if its inputs were there.
+    pub resolved: Option<ResolvedHash>,
+}
+
+/// Why a derivation could not be realised.
+#[derive(Debug, thiserror::Error)]
+pub enum FailureCause {
+    /// The builder ended with an error.
+    #[error("its builder {how}")]
+    Builder {
+        /// `exited with status 2`, `was killed by signal 9` …
+        how: String,
+    },
+    /// A limit was exceeded.
+    #[error("it was stopped: {limit}; its processes held {} MiB at most", peak_memory_bytes >> 20)]
+    Limit {
+        /// Which limit, in words.
+        limit: String,
+        /// The most memory they held at once.
+        peak_memory_bytes: u64,
+    },
+    /// An output is not what an output can be.
+    #[error("its output {output} can't be registered")]
+    Output {
+        /// The output.
+        output: String,
+        /// What is wrong with it.
+        source: StoreError,
+    },
+    /// An output has nothing in it.
+    #[error("it wrote nothing to its output {output} (${output})")]
+    Empty {
+        /// The output.
+        output: String,
+    },
+    /// An output holds what belongs to srp.
+    #[error("its output {output} holds /srp, which is reserved")]
+    Reserved {
+        /// The output.
+        output: String,
+    },
+    /// Files name paths that exist only in the sandbox.
+    #[error("files of its output name paths that exist only in the sandbox:\n{}", occurrences.join("\n"))]
+    SandboxPaths {
+        /// Each in words.
+        occurrences: Vec<String>,
+    },
+    /// Files need what no input provides.
+    #[error("files of its output need what its inputs don't provide:\n{}", needs.join("\n"))]
+    References {
+        /// Each in words.
+        needs: Vec<String>,
+    },
+    /// An output could not be examined.
+    #[error(transparent)]
+    Scan(#[from] crate::scan::ScanError),
+    /// A source could not be fetched.
+    #[error(transparent)]
+    Fetch(#[from] crate::fetch::FetchError),
+    /// A fetched file could not be unpacked.
+    #[error(transparent)]
+    Unpack(#[from] crate::unpack::UnpackError),
+    /// The sandbox could not be set up.
+    #[error(transparent)]
+    Sandbox(#[from] crate::sandbox::SandboxError),
+    /// Nothing here can run its builder.
+    #[error(
+        "its builder runs on {triple}, which this machine ({machine}) can't run, and the definitions have no runner for {arch}"
+    )]
+    NoRunner {
+        /// Where the builder runs.
+        triple: String,
+        /// The triple's architecture.
+        arch: String,
+        /// This machine's.
+        machine: String,
+    },
+    /// This machine's processor is older than what its builder was compiled for.
+    #[error(
+        "its builder needs a processor with {features}, which this machine's lacks: realise it on a newer one"
+    )]
+    Processor {
+        /// What is missing.
+        features: String,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The system refused.
+    #[error("can't {action}")]
+    Io {
+        /// What was tried.
+        action: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// Why a request was not fulfilled.
+#[derive(Debug, thiserror::Error)]
+pub enum RealiseError {
+    /// Some derivations failed.
+    #[error("{}", summary(failures, *skipped))]
+    Failed {
+        /// Those that failed themselves.
+        failures: Vec<Failure>,
+        /// How many were not tried because of them.
+        skipped: usize,
+    },
+    /// The request was cancelled.
+    #[error("interrupted; what was finished is kept")]
+    Cancelled,
+    /// A derivation names an input that the request does not hold.
+    #[error("the derivation {name} needs {input}, which is not part of the request")]
+    Incomplete {
+        /// The derivation's name.
+        name: String,
+        /// The input's hash.
+        input: StaticHash,
+    },
+    /// A derivation needs itself.
+    #[error("the derivation {name} needs itself")]
+    Cycle {
+        /// One on the cycle.
+        name: String,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn summary(failures: &[Failure], skipped: usize) -> String {
+    let names: Vec<&str> = failures.iter().map(|failure| failure.name.as_str()).collect();
+    let mut text = format!("{} failed", names.join(", "));
+    if skipped > 0 {
+        text += &format!(
+            "; {skipped} that need {} were not tried",
+            if names.len() == 1 { "it" } else { "them" }
+        );
+    }
+    text
+}

@@ -1,0 +1,160 @@
+//! Builds that take too much.
+
+use std::time::{Duration, Instant};
+
+use srp_builder::CancelToken;
+use srp_builder::sandbox::{Limit, LimitsBy, SandboxPlan, Status};
+
+use super::Test;
+use super::fixture::{Fixture, eventually, processes_with};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("fork_bombs_are_stopped", fork_bombs_are_stopped),
+    ("memory_is_limited_and_reported", memory_is_limited_and_reported),
+    ("files_in_memory_count", files_in_memory_count),
+    ("shared_pages_are_not_counted_twice", shared_pages_are_not_counted_twice),
+    ("time_is_limited", time_is_limited),
+    ("silence_is_limited", silence_is_limited),
+    ("closing_the_log_is_no_way_around_silence", closing_the_log_is_no_way_around_silence),
+    ("logs_are_limited", logs_are_limited),
+    ("cancelling_kills", cancelling_kills),
+    ("cancelling_before_the_start_counts", cancelling_before_the_start_counts),
+    ("peaks_are_recorded", peaks_are_recorded),
+];
+
+const MIB: u64 = 1 << 20;
+
+fn status_of(fixture: &Fixture, plan: &SandboxPlan) -> Status {
+    fixture.run(plan).unwrap().0.status
+}
+
+fn fork_bombs_are_stopped() {
+    let fixture = Fixture::new();
+    let marker = format!("bomb{}", std::process::id());
+    let mut plan =
+        fixture.plan(&format!("{marker}() {{ {marker} & {marker} & sleep 20; }}; {marker}"));
+    plan.limits.processes = Some(50);
+    plan.limits.seconds = Some(30);
+    assert_eq!(status_of(&fixture, &plan), Status::LimitExceeded(Limit::Processes));
+    assert_eq!(processes_with(&marker), Vec::<u32>::new());
+    // And an ordinary build within the limit isn't.
+    let mut plan = fixture.plan("for i in 1 2 3 4 5; do sleep 0.3 & done; wait");
+    plan.limits.processes = Some(50);
+    assert_eq!(status_of(&fixture, &plan), Status::Exited(0));
+}
+
+fn memory_is_limited_and_reported() {
+    let fixture = Fixture::new();
+    let mut plan = fixture.plan("dd if=/dev/zero of=/dev/null bs=600M count=100000");
+    plan.limits.memory_bytes = Some(64 * MIB);
+    plan.limits.seconds = Some(60);
+    let (outcome, _) = fixture.run(&plan).unwrap();
+    assert_eq!(outcome.status, Status::LimitExceeded(Limit::Memory));
+    if outcome.isolation.limits_by == LimitsBy::Watchdog {
+        assert!(outcome.peak_memory_bytes > 64 * MIB, "{outcome:?}");
+    }
+    // Many small processes are as much as one large.
+    let mut plan = fixture.plan(
+        "for i in 1 2 3 4 5 6 7 8; do dd if=/dev/zero of=/dev/null bs=20M count=1000000 & done; wait",
+    );
+    plan.limits.memory_bytes = Some(100 * MIB);
+    plan.limits.seconds = Some(60);
+    assert_eq!(status_of(&fixture, &plan), Status::LimitExceeded(Limit::Memory));
+}
+
+fn files_in_memory_count() {
+    let fixture = Fixture::new();
+    let mut plan = fixture.plan("dd if=/dev/zero of=/dev/shm/x bs=1M count=200 && sleep 60");
+    plan.limits.memory_bytes = Some(100 * MIB);
+    plan.limits.seconds = Some(60);
+    assert_eq!(status_of(&fixture, &plan), Status::LimitExceeded(Limit::Memory));
+    let mut plan = fixture.plan("dd if=/dev/zero of=/dev/shm/x bs=1M count=20 2>/dev/null");
+    plan.limits.scratch_bytes = Some(8 * MIB);
+    assert_eq!(status_of(&fixture, &plan), Status::Exited(1), "the file system is full");
+}
+
+fn shared_pages_are_not_counted_twice() {
+    let fixture = Fixture::new();
+    // A shell of 30 MB forks ten times: 300 MB by resident sizes, 30 in truth.
+    let mut plan = fixture.plan(
+        "x=$(dd if=/dev/zero bs=1M count=12 2>/dev/null | tr '\\0' x); \
+         for i in 1 2 3 4 5 6 7 8 9 10; do (sleep 1.5; : $i) & done; wait; echo ${#x}",
+    );
+    plan.limits.memory_bytes = Some(120 * MIB);
+    let (outcome, log) = fixture.run(&plan).unwrap();
+    assert_eq!((outcome.status, log.as_str()), (Status::Exited(0), "12582912\n"));
+}
+
+fn time_is_limited() {
+    let fixture = Fixture::new();
+    let mut plan = fixture.plan("while :; do echo; sleep 0.1; done");
+    plan.limits.seconds = Some(1);
+    let start = Instant::now();
+    assert_eq!(status_of(&fixture, &plan), Status::LimitExceeded(Limit::Time));
+    assert!(start.elapsed() >= Duration::from_secs(1));
+    assert!(start.elapsed() < Duration::from_secs(10));
+}
+
+fn silence_is_limited() {
+    let fixture = Fixture::new();
+    let mut plan = fixture.plan("echo a; sleep 60");
+    plan.limits.silence_seconds = Some(1);
+    assert_eq!(status_of(&fixture, &plan), Status::LimitExceeded(Limit::Silence));
+    let mut plan = fixture.plan("for i in 1 2 3 4 5 6; do echo $i; sleep 0.3; done");
+    plan.limits.silence_seconds = Some(1);
+    assert_eq!(status_of(&fixture, &plan), Status::Exited(0));
+}
+
+fn closing_the_log_is_no_way_around_silence() {
+    let fixture = Fixture::new();
+    let mut plan = fixture.plan("exec >/dev/null 2>&1; sleep 60");
+    plan.limits.silence_seconds = Some(1);
+    plan.limits.seconds = Some(30);
+    assert_eq!(status_of(&fixture, &plan), Status::LimitExceeded(Limit::Silence));
+}
+
+fn logs_are_limited() {
+    let fixture = Fixture::new();
+    let mut plan = fixture.plan("yes");
+    plan.limits.log_bytes = Some(100_000);
+    let (outcome, log) = fixture.run(&plan).unwrap();
+    assert_eq!(outcome.status, Status::LimitExceeded(Limit::Log));
+    assert_eq!((outcome.log_bytes, log.len()), (100_000, 100_000));
+    let mut plan = fixture.plan("yes | head -c 100000");
+    plan.limits.log_bytes = Some(100_000);
+    assert_eq!(status_of(&fixture, &plan), Status::Exited(0), "exactly the limit is fine");
+}
+
+fn cancelling_kills() {
+    let fixture = Fixture::new();
+    let marker = format!("89{}", std::process::id());
+    let plan = fixture.plan(&format!("sleep {marker}"));
+    let cancel = CancelToken::new().unwrap();
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| fixture.launcher.run(&plan, &mut std::io::sink(), &cancel));
+        assert!(eventually(|| !processes_with(&marker).is_empty()));
+        cancel.cancel();
+        assert_eq!(run.join().unwrap().unwrap().status, Status::Cancelled);
+    });
+    assert_eq!(processes_with(&marker), Vec::<u32>::new());
+}
+
+fn cancelling_before_the_start_counts() {
+    let fixture = Fixture::new();
+    let cancel = CancelToken::new().unwrap();
+    cancel.cancel();
+    let plan = fixture.plan("sleep 60");
+    for _ in 0..10 {
+        let outcome = fixture.launcher.run(&plan, &mut std::io::sink(), &cancel).unwrap();
+        assert_eq!(outcome.status, Status::Cancelled);
+    }
+}
+
+fn peaks_are_recorded() {
+    let fixture = Fixture::new();
+    let plan = fixture.plan("dd if=/dev/zero of=/dev/null bs=200M count=1 2>/dev/null");
+    let (outcome, _) = fixture.run(&plan).unwrap();
+    assert_eq!(outcome.status, Status::Exited(0));
+    assert!(outcome.peak_memory_bytes > 190 * MIB, "{outcome:?}");
+    assert!(outcome.cpu > Duration::ZERO && outcome.wall > outcome.cpu / 8);
+}
