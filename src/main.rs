@@ -1,2 +1,85 @@
-//! The `srp` command.
-fn main() {}
+//! The `srp` command: reads the command line, and leaves the rest to one file per subcommand.
+//!
+//! Here, and nowhere in the libraries, srp touches the environment, home directories and the
+//! terminal.
+
+// The arguments' doc comments are the help, where `<stage>` is a placeholder and not HTML.
+#![allow(rustdoc::invalid_html_tags)]
+
+mod add;
+mod building;
+mod closure;
+mod config;
+mod context;
+mod doctor;
+mod error;
+mod goals;
+mod help;
+mod instantiate;
+mod interrupt;
+mod list;
+mod log;
+mod options;
+mod progress;
+mod realise;
+mod root;
+mod shell;
+mod show;
+mod source;
+mod style;
+mod target;
+mod terminal;
+mod why_depends;
+
+use clap::Parser;
+
+use crate::context::Context;
+use crate::error::{CommandResult, ExitCode};
+use crate::options::{Command, CommandLine};
+use crate::style::Style;
+
+fn main() -> std::process::ExitCode {
+    // The process that clones sandboxes is srp again: it must be small, and have one thread.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "__sandbox") {
+        srp_builder::sandbox::launcher_main();
+    }
+    let CommandLine { options, command } = CommandLine::parse();
+    let style = Style::new(options.color, std::env::var_os("NO_COLOR").is_some());
+    // A panic has printed its message already.
+    let result = std::panic::catch_unwind(|| run(options, &command));
+    let code = match result {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
+            error.print(style);
+            error.code as u8
+        }
+        Err(_) => {
+            let bug = "this is a bug of srp; the message above says where";
+            error::CommandError::new(ExitCode::Internal, bug).print(style);
+            ExitCode::Internal as u8
+        }
+    };
+    std::process::ExitCode::from(code)
+}
+
+fn run(options: options::GlobalOptions, command: &Command) -> CommandResult<u8> {
+    terminal::report(options.verbose, options.quiet);
+    let context = &Context::new(options)?;
+    let done = |()| ExitCode::Success as u8;
+    match command {
+        Command::Realise(arguments) => realise::run(context, arguments).map(done),
+        Command::Instantiate(arguments) => instantiate::run(context, arguments).map(done),
+        Command::List(arguments) => list::run(context, arguments).map(done),
+        Command::Show(arguments) => show::run(context, arguments).map(done),
+        Command::Log(arguments) => log::run(context, arguments).map(done),
+        Command::Closure(arguments) => closure::run(context, arguments).map(done),
+        Command::WhyDepends(arguments) => why_depends::run(context, arguments).map(done),
+        Command::Shell(arguments) => shell::run(context, arguments),
+        Command::Add(arguments) => add::run(context, arguments).map(done),
+        Command::Root(command) => root::run(context, command).map(done),
+        Command::Source(command) => source::run(context, command).map(done),
+        Command::Doctor(arguments) => doctor::run(context, arguments).map(done),
+        Command::Completions(arguments) => help::completions(arguments).map(done),
+        Command::Man(arguments) => help::man(arguments).map(done),
+    }
+}

@@ -1,0 +1,247 @@
+//! Realising: the builder with everything it needs, progress, signals, and how failures are told.
+//!
+//! Commands call [`ensure`]. What needs no work is found out from claims alone: no graph is read,
+//! no thread started, no signal touched.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use srp_builder::fetch::{Fetcher, FetcherConfig, Mirrors, NetworkSettings};
+use srp_builder::jobserver::Broker;
+use srp_builder::sandbox::Launcher;
+use srp_builder::{
+    Builder, CancelToken, Failure, FailureCause, Machine, Options, Plan, RealiseError, Request,
+};
+use srp_store::{InputKey, ObjectName, Store, StoreError};
+
+use crate::context::Context;
+use crate::error::{CommandError, CommandResult, ExitCode, causes, failure_hints};
+use crate::goals::{Goals, Graph};
+use crate::interrupt;
+use crate::progress::Progress;
+use crate::target::{realised, short};
+use crate::terminal::{self, printable};
+
+/// How many sources are fetched at once: enough to fill a line, few enough for a mirror.
+pub(crate) const FETCHES: usize = 6;
+/// More than any honest build prints, less than a disk holds.
+const LOG_BYTES: u64 = 1 << 30;
+
+/// How much may be done at once.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Building")]
+pub(crate) struct Effort {
+    /// How many builds run at once [default: the number of cores]
+    #[arg(long, short, value_name = "N")]
+    pub(crate) jobs: Option<std::num::NonZeroUsize>,
+    /// How many cores all builds share [default: all]
+    #[arg(long, value_name = "N")]
+    pub(crate) cores: Option<std::num::NonZeroUsize>,
+    /// After a failure, go on with what doesn't need what failed
+    #[arg(long, short)]
+    pub(crate) keep_going: bool,
+}
+
+/// What builds: made when there is something to do.
+pub(crate) struct Workshop {
+    launcher: Launcher,
+    fetcher: Fetcher,
+    broker: Broker,
+    options: Options,
+    /// Cancelled by the first signal.
+    pub(crate) cancel: CancelToken,
+}
+
+impl Workshop {
+    /// The workshop that options and configuration ask for. Answers signals from here on.
+    pub(crate) fn open(context: &Context, effort: &Effort) -> CommandResult<Workshop> {
+        let cancel = interrupt::install()?;
+        let all = std::thread::available_parallelism().map_or(1, usize::from);
+        let chosen = |option: Option<std::num::NonZeroUsize>, configured: Option<usize>| {
+            option.map(usize::from).or(configured)
+        };
+        let cores = chosen(effort.cores, context.config.cores).unwrap_or(all);
+        let options = Options {
+            jobs: chosen(effort.jobs, context.config.jobs).unwrap_or(cores),
+            cores,
+            fetches: FETCHES,
+            keep_going: effort.keep_going,
+            timeout_seconds: None,
+            silence_seconds: None,
+            log_bytes: Some(LOG_BYTES),
+            memory_bytes: memory_bytes(),
+        };
+        let broker =
+            Broker::new(cores).map_err(|error| CommandError::chain(ExitCode::User, error))?;
+        Ok(Workshop {
+            launcher: launcher()?,
+            fetcher: Fetcher::new(fetcher_config(context)),
+            broker,
+            options,
+            cancel,
+        })
+    }
+
+    /// The builder for a store.
+    pub(crate) fn builder<'a>(&'a self, store: &'a Store) -> Builder<'a> {
+        Builder {
+            store,
+            launcher: &self.launcher,
+            fetcher: &self.fetcher,
+            broker: &self.broker,
+            machine: Machine::here(),
+            options: self.options.clone(),
+        }
+    }
+
+    /// Realises a request, showing progress and telling of failures.
+    pub(crate) fn realise(
+        &self,
+        context: &Context,
+        store: &Store,
+        request: &Request,
+    ) -> CommandResult<Vec<ObjectName>> {
+        let progress = Progress::new(context, &self.cancel);
+        let result = self.builder(store).realise(request, &progress, &self.cancel);
+        progress.finish();
+        match result {
+            Ok(done) => Ok(done.into_iter().map(|realised| realised.object).collect()),
+            Err(RealiseError::Failed { failures, skipped }) => {
+                Err(tell(context, failures, skipped))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The objects of goals, realised where they aren't yet.
+pub(crate) fn ensure(
+    context: &Context,
+    store: &Store,
+    goals: Goals<'_>,
+    effort: &Effort,
+) -> CommandResult<Vec<ObjectName>> {
+    if let Some(objects) = present(store, &goals.keys())? {
+        return Ok(objects);
+    }
+    let graph = goals.graph()?;
+    let keys = graph.keys();
+    Workshop::open(context, effort)?.realise(context, store, &graph.request(keys))
+}
+
+/// What there is to do for goals.
+pub(crate) fn plan(
+    context: &Context,
+    store: &Store,
+    graph: &Graph,
+    effort: &Effort,
+) -> CommandResult<(Request, Plan)> {
+    let workshop = Workshop::open(context, effort)?;
+    let request = graph.request(graph.keys());
+    let plan = workshop.builder(store).plan(&request)?;
+    Ok((request, plan))
+}
+
+/// The objects of outputs, if nothing is to be done for any of them.
+fn present(store: &Store, keys: &[InputKey]) -> CommandResult<Option<Vec<ObjectName>>> {
+    keys.iter().map(|key| realised(store, key)).collect()
+}
+
+/// The program that becomes the launcher process: this one.
+pub(crate) fn launcher() -> CommandResult<Launcher> {
+    let exe = std::env::current_exe()
+        .map_err(|error| CommandError::chain(ExitCode::User, error).hint("is /proc mounted?"))?;
+    Ok(Launcher::new(exe))
+}
+
+/// How sources are fetched: configuration and environment as plain values.
+pub(crate) fn fetcher_config(context: &Context) -> FetcherConfig {
+    let variable = |name: &str| crate::config::text(&|name| std::env::var_os(name), name);
+    FetcherConfig {
+        mirrors: Mirrors::new(context.config.mirrors.clone()).with_apt_directory("/etc/apt"),
+        directories: context.config.sources.clone(),
+        network: NetworkSettings::from_variables(variable),
+        ..FetcherConfig::default()
+    }
+}
+
+/// Nine tenths of this machine's memory: a build that takes more is stopped before the machine is.
+fn memory_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    total_kib(&text).map(|kib| kib * 1024 / 10 * 9)
+}
+
+fn total_kib(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Tells of each failure: what, why, the end of its log, and where the rest of it is.
+fn tell(context: &Context, failures: Vec<Failure>, skipped: usize) -> CommandError {
+    let style = context.style;
+    for failure in &failures {
+        let mut text =
+            format!("\n{} {}: {}\n", style.error("failed:"), failure.name, failure.cause);
+        text += &causes(&failure.cause);
+        if !failure.log_tail.is_empty() {
+            text += "  the end of its log:\n";
+            for line in &failure.log_tail {
+                let _ = writeln!(text, "  {} {}", style.faint("|"), printable(line));
+            }
+        }
+        if failure.log.is_some() {
+            let command =
+                format!("srp log {}{}", short(&failure.derivation), context.store_option());
+            let _ = writeln!(text, "  the whole log: {command}");
+        }
+        for hint in failure_hints(&failure.cause) {
+            let _ = writeln!(text, "{} {hint}", style.hint("hint:"));
+        }
+        terminal::write(text.as_bytes());
+    }
+    terminal::say("");
+    let damaged = |failure: &Failure| {
+        matches!(
+            &failure.cause,
+            FailureCause::Store(StoreError::Damaged { .. } | StoreError::Corrupt { .. })
+        )
+    };
+    let code = if failures.iter().any(damaged) { ExitCode::Integrity } else { ExitCode::Build };
+    CommandError::new(code, summary(failures.len(), skipped))
+}
+
+fn summary(failed: usize, skipped: usize) -> String {
+    let mut text = match failed {
+        1 => "1 derivation failed".to_owned(),
+        several => format!("{several} derivations failed"),
+    };
+    if skipped > 0 {
+        let _ = write!(text, "; {skipped} more were not tried because of that");
+    }
+    text + "; what was finished is kept"
+}
+
+/// A directory on the command line, absolute.
+pub(crate) fn absolute(path: &std::path::Path) -> CommandResult<PathBuf> {
+    std::path::absolute(path).map_err(|error| CommandError::chain(ExitCode::User, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_from_the_kernels_own_words() {
+        assert_eq!(total_kib("MemTotal:       16309412 kB\nMemFree: 1 kB\n"), Some(16_309_412));
+        assert_eq!(total_kib(""), None);
+    }
+
+    #[test]
+    fn the_summary_counts() {
+        assert_eq!(summary(1, 0), "1 derivation failed; what was finished is kept");
+        assert_eq!(
+            summary(2, 3),
+            "2 derivations failed; 3 more were not tried because of that; what was finished is kept"
+        );
+    }
+}

@@ -1,0 +1,209 @@
+//! Configuration: two small TOML files, the environment, and what follows from them.
+//!
+//! This and the command line are the only places where srp learns of the environment and of home
+//! directories; the libraries get plain values. The user's file wins over the machine's, key by
+//! key; the environment wins over both, and options win over everything.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use srp_builder::fetch::Mirrors;
+
+/// The machine's configuration file.
+const MACHINE_FILE: &str = "/etc/srp/config.toml";
+
+/// An environment as a function of names: the process's own, or a test's.
+pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// What was configured.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// How many builds run at once.
+    pub(crate) jobs: Option<usize>,
+    /// How many cores builds share.
+    pub(crate) cores: Option<usize>,
+    /// Base URLs by the name of the mirror.
+    pub(crate) mirrors: BTreeMap<String, Vec<String>>,
+    /// Sources directories that are looked into before anything is fetched.
+    pub(crate) sources: Vec<PathBuf>,
+}
+
+/// A configuration file as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    jobs: Option<std::num::NonZeroUsize>,
+    cores: Option<std::num::NonZeroUsize>,
+    #[serde(default)]
+    mirrors: BTreeMap<String, Urls>,
+    #[serde(default)]
+    sources: Vec<PathBuf>,
+}
+
+/// One URL or several.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a URL or an array of URLs is expected")]
+enum Urls {
+    One(String),
+    Several(Vec<String>),
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// A file can't be read.
+    #[error("can't read the configuration {}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    /// A file is not what it should be.
+    #[error("{}:{line}: {message}", path.display())]
+    Malformed { path: PathBuf, line: usize, message: String },
+    /// Nothing says where the user's files are.
+    #[error("there is no directory for the store: neither HOME nor XDG_DATA_HOME is set")]
+    NoHome,
+}
+
+impl Config {
+    /// The configuration of the user and the machine.
+    pub(crate) fn load(environment: Environment<'_>) -> Result<Config, ConfigError> {
+        let mut config = Config::default();
+        let user = user_directory(environment, "XDG_CONFIG_HOME", ".config")
+            .map(|directory| directory.join("srp/config.toml"));
+        for path in user.into_iter().chain([PathBuf::from(MACHINE_FILE)]) {
+            match std::fs::read_to_string(&path) {
+                Ok(text) => config.add(parse(&text, &path)?, &path),
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+                Err(source) => return Err(ConfigError::Read { path, source }),
+            }
+        }
+        if let Some(urls) = text(environment, "SRP_MIRROR_DEBIAN") {
+            config.mirrors.insert("debian".to_owned(), Mirrors::split_urls(&urls));
+        }
+        Ok(config)
+    }
+
+    /// Takes over what is not said yet.
+    fn add(&mut self, file: File, path: &Path) {
+        self.jobs = self.jobs.or(file.jobs.map(usize::from));
+        self.cores = self.cores.or(file.cores.map(usize::from));
+        for (name, urls) in file.mirrors {
+            let urls = match urls {
+                Urls::One(url) => vec![url],
+                Urls::Several(urls) => urls,
+            };
+            self.mirrors.entry(name).or_insert(urls);
+        }
+        // A relative directory lies beside the file that names it.
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        self.sources.extend(file.sources.iter().map(|source| directory.join(source)));
+    }
+}
+
+fn parse(text: &str, path: &Path) -> Result<File, ConfigError> {
+    toml::from_str(text).map_err(|error| {
+        let offset = error.span().map_or(0, |span| span.start.min(text.len()));
+        let line = text.as_bytes()[..offset].iter().filter(|byte| **byte == b'\n').count() + 1;
+        ConfigError::Malformed { path: path.to_owned(), line, message: error.message().to_owned() }
+    })
+}
+
+/// Where the store is unless an option or `SRP_ROOT` says otherwise.
+pub(crate) fn default_store(
+    environment: Environment<'_>,
+    is_root: bool,
+) -> Result<PathBuf, ConfigError> {
+    if is_root {
+        return Ok(PathBuf::from("/var/lib/srp"));
+    }
+    user_directory(environment, "XDG_DATA_HOME", ".local/share")
+        .map(|directory| directory.join("srp"))
+        .ok_or(ConfigError::NoHome)
+}
+
+/// The definitions in the current directory or the nearest above it that has any.
+pub(crate) fn find_definitions(current: &Path) -> Option<PathBuf> {
+    current
+        .ancestors()
+        .map(|directory| directory.join("derivations"))
+        .find(|directory| directory.join("main.star").is_file())
+}
+
+/// A variable as text, unless it is empty.
+pub(crate) fn text(environment: Environment<'_>, name: &str) -> Option<String> {
+    environment(name)?.into_string().ok().filter(|value| !value.is_empty())
+}
+
+/// A directory of the XDG base directory specification: relative ones are to be ignored.
+fn user_directory(environment: Environment<'_>, variable: &str, below: &str) -> Option<PathBuf> {
+    let absolute = |name| environment(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute(variable).or_else(|| Some(absolute("HOME")?.join(below)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(pairs: &'static [(&str, &str)]) -> impl Fn(&str) -> Option<OsString> {
+        move |name| {
+            pairs.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value))
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_errors_with_file_and_line() {
+        for (text, line, part) in [
+            ("jobs = 2\njob = 3\n", 2, "unknown field `job`"),
+            ("\n\ncores = 0\n", 3, "nonzero"),
+            ("[mirrors]\ndebian = 5\n", 2, "a URL or an array of URLs"),
+            ("jobs =\n", 1, ""),
+        ] {
+            let error = parse(text, Path::new("/etc/srp/config.toml")).expect_err("malformed");
+            let text = error.to_string();
+            assert!(text.starts_with(&format!("/etc/srp/config.toml:{line}: ")), "{text}");
+            assert!(text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_first_file_wins_key_by_key() {
+        let user = "jobs = 2\nsources = ['mine']\n[mirrors]\ndebian = 'http://a.test'\n";
+        let machine = "jobs = 9\ncores = 4\nsources = ['/srv/sources']\n\
+                       [mirrors]\ndebian = ['http://b.test']\ngnu = ['http://c.test', 'http://d.test']\n";
+        let mut config = Config::default();
+        for (text, path) in [(user, "/home/u/.config/srp/config.toml"), (machine, MACHINE_FILE)] {
+            config.add(parse(text, Path::new(path)).expect("valid"), Path::new(path));
+        }
+        assert_eq!((config.jobs, config.cores), (Some(2), Some(4)));
+        assert_eq!(config.mirrors["debian"], ["http://a.test"]);
+        assert_eq!(config.mirrors["gnu"], ["http://c.test", "http://d.test"]);
+        let sources = ["/home/u/.config/srp/mine", "/srv/sources"].map(PathBuf::from);
+        assert_eq!(config.sources, sources);
+    }
+
+    #[test]
+    fn the_store_is_where_the_specification_says() {
+        let store = |pairs, is_root| default_store(&environment(pairs), is_root).ok();
+        assert_eq!(store(&[("HOME", "/home/u")], true), Some("/var/lib/srp".into()));
+        assert_eq!(store(&[("HOME", "/home/u")], false), Some("/home/u/.local/share/srp".into()));
+        let both: &'static [_] = &[("HOME", "/home/u"), ("XDG_DATA_HOME", "/data")];
+        assert_eq!(store(both, false), Some("/data/srp".into()));
+        let relative: &'static [_] = &[("HOME", "/home/u"), ("XDG_DATA_HOME", "data")];
+        assert_eq!(store(relative, false), Some("/home/u/.local/share/srp".into()));
+        assert_eq!(store(&[("HOME", "")], false), None);
+    }
+
+    #[test]
+    fn definitions_are_found_above() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let below = directory.path().join("a/b");
+        std::fs::create_dir_all(&below).expect("created");
+        let definitions = directory.path().join("derivations");
+        std::fs::create_dir(&definitions).expect("created");
+        assert_eq!(find_definitions(&below), None);
+        std::fs::write(definitions.join("main.star"), "").expect("written");
+        assert_eq!(find_definitions(&below), Some(definitions));
+    }
+}

@@ -1,0 +1,102 @@
+//! What commands share: the global options, and from them the store and the definitions.
+//!
+//! Everything is opened when it is asked for: a command that has nothing to do opens next to
+//! nothing.
+
+use std::path::PathBuf;
+
+use srp_eval::Definitions;
+use srp_store::{Access, Store, StoreError};
+
+use crate::config::{self, Config};
+use crate::error::{CommandError, CommandResult, ExitCode};
+use crate::options::GlobalOptions;
+use crate::style::Style;
+
+/// The surroundings of a command.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) options: GlobalOptions,
+    pub(crate) config: Config,
+    pub(crate) style: Style,
+}
+
+impl Context {
+    pub(crate) fn new(options: GlobalOptions) -> CommandResult<Context> {
+        let style = Style::new(options.color, std::env::var_os("NO_COLOR").is_some());
+        let config = Config::load(&|name| std::env::var_os(name))
+            .map_err(|error| CommandError::chain(ExitCode::User, error))?;
+        Ok(Context { options, config, style })
+    }
+
+    /// The store's directory. There need be none yet.
+    pub(crate) fn store_path(&self) -> CommandResult<PathBuf> {
+        let path = match &self.options.store {
+            Some(path) => path.clone(),
+            None => {
+                let is_root = nix::unistd::geteuid().is_root();
+                config::default_store(&|name| std::env::var_os(name), is_root).map_err(|error| {
+                    CommandError::chain(ExitCode::User, error)
+                        .hint("name the store by --store DIR, or by SRP_ROOT in the environment")
+                })?
+            }
+        };
+        // Sandboxes and links need it absolute.
+        std::path::absolute(&path).map_err(|error| CommandError::chain(ExitCode::User, error))
+    }
+
+    /// The option that another command needs to use the same store, if it needs one.
+    pub(crate) fn store_option(&self) -> String {
+        let said = self.options.store.as_deref();
+        let in_environment = std::env::var_os("SRP_ROOT");
+        match said.filter(|store| in_environment.as_deref() != Some(store.as_os_str())) {
+            Some(store) => format!(" --store {}", store.display()),
+            None => String::new(),
+        }
+    }
+
+    /// The store, for writing; it is made if there is none.
+    pub(crate) fn store(&self) -> CommandResult<Store> {
+        Ok(Store::open(&self.store_path()?, Access::Write)?)
+    }
+
+    /// The store, for reading.
+    pub(crate) fn store_to_read(&self) -> CommandResult<Store> {
+        Ok(Store::open(&self.store_path()?, Access::Read)?)
+    }
+
+    /// The store, for reading, if there is one.
+    pub(crate) fn store_if_any(&self) -> CommandResult<Option<Store>> {
+        match Store::open(&self.store_path()?, Access::Read) {
+            Ok(store) => Ok(Some(store)),
+            Err(StoreError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The definitions directory.
+    pub(crate) fn definitions(&self) -> CommandResult<Definitions> {
+        let root = match &self.options.definitions {
+            Some(root) => root.clone(),
+            None => {
+                let current = std::env::current_dir()
+                    .map_err(|error| CommandError::chain(ExitCode::User, error))?;
+                config::find_definitions(&current).ok_or_else(|| {
+                    CommandError::user(format!(
+                        "there are no definitions: neither {} nor any directory above it has \
+                         derivations/main.star",
+                        current.display()
+                    ))
+                    .hint("go to a checkout of srp, or name its derivations directory by --definitions DIR")
+                })?
+            }
+        };
+        let definitions = Definitions::open(&root)?;
+        Ok(definitions.on_print(crate::terminal::say))
+    }
+
+    /// The architecture of the machine that builds.
+    pub(crate) fn build_arch(&self) -> &str {
+        self.options.build_arch.as_deref().unwrap_or(std::env::consts::ARCH)
+    }
+}

@@ -1,0 +1,266 @@
+//! How a command fails: an error chain, hints, and an exit code.
+//!
+//! The libraries' errors say what happened; what a user could do about it is added here, where it
+//! is known which command was given. Nothing is printed here but by [`CommandError::print`].
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use srp_builder::{FailureCause, RealiseError};
+use srp_eval::{DefinitionsError, EvalError};
+use srp_store::StoreError;
+
+use crate::style::Style;
+
+/// The exit codes. A command that runs another program (`srp shell`) exits with that program's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum ExitCode {
+    /// What was asked for was done.
+    Success = 0,
+    /// Something that was given, or something about this machine, is not as it should be.
+    User = 1,
+    /// The command line is malformed. (clap's own code for it.)
+    Usage = 2,
+    /// A derivation could not be realised.
+    Build = 3,
+    /// Something in the store is not what its digest or checksum says.
+    Integrity = 4,
+    /// A bug of srp.
+    Internal = 70,
+    /// A signal ended it.
+    Interrupted = 130,
+}
+
+/// The exit codes as `srp --help` shows them.
+pub(crate) const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    something given, or about this machine, is not as it should be
+  2    malformed command line
+  3    a derivation could not be realised
+  4    something in the store is not what its digest says
+  70   a bug of srp
+  130  interrupted";
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(crate) struct CommandError {
+    pub(crate) code: ExitCode,
+    message: Message,
+    hints: Vec<String>,
+}
+
+#[derive(Debug)]
+enum Message {
+    /// An error and its causes.
+    Chain(Box<dyn Error + Send + Sync>),
+    /// Text that is complete as it is.
+    Text(String),
+    /// It was all said already.
+    Silent,
+}
+
+/// What a command comes to.
+pub(crate) type CommandResult<T = ()> = Result<T, CommandError>;
+
+impl CommandError {
+    /// A user's error in one sentence.
+    pub(crate) fn user(message: impl Into<String>) -> CommandError {
+        CommandError::new(ExitCode::User, message)
+    }
+
+    /// Arguments that don't go together.
+    pub(crate) fn usage(message: impl Into<String>) -> CommandError {
+        CommandError::new(ExitCode::Usage, message)
+    }
+
+    /// A failure in one sentence.
+    pub(crate) fn new(code: ExitCode, message: impl Into<String>) -> CommandError {
+        CommandError { code, message: Message::Text(message.into()), hints: Vec::new() }
+    }
+
+    /// A failure with its causes.
+    pub(crate) fn chain(
+        code: ExitCode,
+        error: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> CommandError {
+        CommandError { code, message: Message::Chain(error.into()), hints: Vec::new() }
+    }
+
+    /// An end that needs no words: they were said, or nobody reads them.
+    pub(crate) fn silent(code: ExitCode) -> CommandError {
+        CommandError { code, message: Message::Silent, hints: Vec::new() }
+    }
+
+    /// Adds what the user could do.
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> CommandError {
+        self.hints.push(hint.into());
+        self
+    }
+
+    /// Prints the error, its causes and the hints on standard error.
+    pub(crate) fn print(&self, style: Style) {
+        let mut text = String::new();
+        match &self.message {
+            Message::Silent => {}
+            Message::Text(message) => text = format!("{} {message}\n", style.error("error:")),
+            Message::Chain(error) => {
+                text = format!("{} {error}\n", style.error("error:"));
+                text += &causes(&**error);
+            }
+        }
+        for hint in &self.hints {
+            let _ = writeln!(text, "{} {hint}", style.hint("hint:"));
+        }
+        // There is nowhere left to say that standard error is closed.
+        let _ = std::io::stderr().lock().write_all(text.as_bytes());
+    }
+}
+
+/// The causes of an error, one a line.
+pub(crate) fn causes(error: &dyn Error) -> String {
+    let mut text = String::new();
+    let mut last = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        // Some libraries repeat their cause in their own message.
+        if !last.ends_with(&message) {
+            let _ = writeln!(text, "  because: {message}");
+        }
+        last = message;
+        cause = error.source();
+    }
+    text
+}
+
+impl From<StoreError> for CommandError {
+    fn from(error: StoreError) -> CommandError {
+        let code = match &error {
+            StoreError::Damaged { .. } | StoreError::Corrupt { .. } => ExitCode::Integrity,
+            _ => ExitCode::User,
+        };
+        let hint = match &error {
+            StoreError::Missing { .. } => {
+                Some("a store is made by the first command that writes to it, such as srp realise")
+            }
+            StoreError::Owner { .. } => {
+                Some("name a store of your own: --store DIR, or SRP_ROOT in the environment")
+            }
+            StoreError::Damaged { .. } => {
+                Some("remove that file: what is missing then is made again by srp realise")
+            }
+            StoreError::NotAStore { .. } => Some("name an empty or new directory: --store DIR"),
+            StoreError::NotEmpty { .. } => {
+                Some("name a directory that does not exist yet, or is empty")
+            }
+            StoreError::Conflict(_) => Some(
+                "one root can't have both: leave one of the two out, or put them into different roles",
+            ),
+            _ => None,
+        };
+        let error = CommandError::chain(code, error);
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}
+
+impl From<EvalError> for CommandError {
+    fn from(error: EvalError) -> CommandError {
+        let code = match &error {
+            EvalError::Crashed { .. } => ExitCode::Internal,
+            _ => ExitCode::User,
+        };
+        let unknown = matches!(
+            &error,
+            EvalError::UnknownStage { .. }
+                | EvalError::UnknownTarget { .. }
+                | EvalError::UnknownComponent { .. }
+                | EvalError::NoTarget { .. }
+        );
+        let error = match &error {
+            EvalError::Thread { .. } => CommandError::chain(code, error),
+            _ => CommandError::new(code, error.rendered().trim_end()),
+        };
+        if unknown { error.hint("srp list shows every attribute") } else { error }
+    }
+}
+
+impl From<DefinitionsError> for CommandError {
+    fn from(error: DefinitionsError) -> CommandError {
+        CommandError::chain(ExitCode::User, error)
+    }
+}
+
+impl From<RealiseError> for CommandError {
+    fn from(error: RealiseError) -> CommandError {
+        match error {
+            RealiseError::Cancelled => CommandError::chain(ExitCode::Interrupted, error),
+            RealiseError::Store(error) => error.into(),
+            RealiseError::Cycle { .. } => CommandError::chain(ExitCode::User, error),
+            RealiseError::Incomplete { .. } => CommandError::chain(ExitCode::Internal, error),
+            RealiseError::Failed { .. } => CommandError::chain(ExitCode::Build, error),
+        }
+    }
+}
+
+/// What a user could do about a derivation's failure.
+pub(crate) fn failure_hints(cause: &FailureCause) -> Vec<String> {
+    match cause {
+        FailureCause::Fetch(error) => error.hints(),
+        FailureCause::Sandbox(_) => {
+            vec!["srp doctor shows what sandboxes need of this machine".to_owned()]
+        }
+        FailureCause::NoRunner { .. } => vec![
+            "build on a machine of that architecture, or add an emulator to `runners` in main.star"
+                .to_owned(),
+        ],
+        FailureCause::Store(StoreError::Conflict(_)) => vec![
+            "one root can't have both: leave one of the two inputs out, or give it another role"
+                .to_owned(),
+        ],
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_printed_once_each() {
+        let inner = std::io::Error::other("no space left");
+        let error = StoreError::Io { action: "write", path: "/x".into(), source: inner };
+        assert_eq!(causes(&error), "  because: no space left\n");
+        #[derive(Debug, thiserror::Error)]
+        #[error("can't go on: {source}")]
+        struct Repeating {
+            source: StoreError,
+        }
+        let error = Repeating { source: error };
+        assert_eq!(causes(&error), "  because: no space left\n");
+    }
+
+    #[test]
+    fn the_table_of_exit_codes_is_complete() {
+        for code in [
+            ExitCode::Success,
+            ExitCode::User,
+            ExitCode::Usage,
+            ExitCode::Build,
+            ExitCode::Integrity,
+            ExitCode::Internal,
+            ExitCode::Interrupted,
+        ] {
+            let number = code as u8;
+            let listed = EXIT_CODES
+                .lines()
+                .any(|line| line.split_whitespace().next() == Some(number.to_string().as_str()));
+            assert!(listed, "{code:?}");
+        }
+    }
+}

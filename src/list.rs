@@ -1,0 +1,47 @@
+//! `srp list`: what can be asked for.
+
+use clap::Args;
+use serde_json::json;
+
+use crate::context::Context;
+use crate::error::CommandResult;
+use crate::terminal;
+
+/// List the attributes that the definitions have
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  srp list\n  srp list stage1\n  srp list seed.x86_64 --json")]
+pub(crate) struct Arguments {
+    /// Only what lies within this: a stage, a target of it (stage1.aarch64-musl), or a component
+    #[arg(value_name = "PREFIX")]
+    within: Option<String>,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
+    let definitions = context.definitions()?;
+    let listed = srp_eval::list(&definitions, context.build_arch(), arguments.within.as_deref())?;
+    if arguments.json {
+        let all = listed.iter().map(|it| {
+            json!({
+                "attribute": it.attr,
+                "name": it.name,
+                "version": it.version,
+                "description": it.description,
+            })
+        });
+        return terminal::answer_json(&all.collect());
+    }
+    let width = |text: fn(&srp_eval::Listed) -> &str| {
+        listed.iter().map(|it| text(it).len()).max().unwrap_or_default()
+    };
+    let (attr, version) = (width(|it| &it.attr), width(|it| &it.version));
+    let mut text = String::new();
+    for it in &listed {
+        let line = format!("{:attr$}  {:version$}  {}", it.attr, it.version, it.description);
+        text += line.trim_end();
+        text.push('\n');
+    }
+    terminal::answer(&text)
+}
