@@ -1,0 +1,73 @@
+//! srp is killed or interrupted in the middle of a build.
+
+use std::process::{Child, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::support::host::{eventually, mark, processes_with};
+use crate::support::{Place, Run};
+
+/// Starts srp on a build that sleeps, and waits until it does.
+fn start(place: &Place, mark: &str) -> Child {
+    let mut command = place.command(&["realise", "t.x"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    assert!(eventually(|| !processes_with(&format!("sleep\0{mark}")).is_empty()), "it never began");
+    child
+}
+
+fn slow(mark: &str) -> String {
+    format!(
+        r#"
+done = sh("done", "echo done > $out/usr/done")
+slow = sh("slow", "echo half > $out/usr/half; (sleep {mark} &); sleep {mark}; cp /usr/done $out/usr", tools = [done])
+return {{"": slow, "done": done}}
+"#
+    )
+}
+
+fn send(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+}
+
+#[test]
+fn a_killed_srp_leaves_no_process_and_a_sound_store() {
+    let mark = mark();
+    let place = Place::new(&slow(&mark));
+    let mut child = start(&place, &mark);
+    send(&child, Signal::SIGKILL);
+    child.wait().unwrap();
+    assert!(eventually(|| processes_with(&mark).is_empty()), "{:?}", processes_with(&mark));
+    // What was finished before is there; what wasn't isn't.
+    assert_eq!(place.planned("t.x.done"), Vec::<String>::new());
+    assert_eq!(place.planned("t.x"), ["slow"]);
+    // The next one cleans up and finishes.
+    place.define(&slow("0.1"));
+    let run = place.srp(&["realise", "t.x"]).succeeded();
+    assert_eq!(run.built(), ["slow"], "{run}");
+    place.assert_tidy();
+}
+
+#[test]
+fn an_interrupted_srp_cleans_up_and_says_so() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mark = mark();
+        let place = Place::new(&slow(&mark));
+        let child = start(&place, &mark);
+        send(&child, signal);
+        let run = Run::from(child.wait_with_output().unwrap()).exited(130);
+        let run = run.says(&["interrupted; what was finished is kept"]);
+        assert_eq!(run.stdout, "");
+        assert_eq!(processes_with(&mark), Vec::<u32>::new());
+        place.assert_tidy();
+        assert_eq!(place.planned("t.x"), ["slow"]);
+    }
+}
+
+#[test]
+fn a_build_that_dies_with_its_log_unread_is_reported() {
+    let place = Place::new(r#"return {"": sh("dies", "echo last words; kill -9 $$")}"#);
+    let run = place.srp(&["realise", "t.x"]).exited(3);
+    run.says(&["dies: its builder was killed by signal 9", "| last words"]);
+    place.assert_tidy();
+}

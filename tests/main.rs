@@ -1,0 +1,21 @@
+//! Drives the `srp` program as a user does: real stores, real sandboxes, definitions of the test's own.
+//!
+//! One test program with one module for each theme. Unit tests lie beside the code, and the
+//! sandbox's own attacks are in builder/tests.
+
+#![allow(clippy::unwrap_used)] // a test that can't go on should panic
+
+mod support;
+
+mod cases {
+    mod command_line;
+    mod concurrency;
+    mod crash;
+    mod cutoff;
+    mod failures;
+    mod fetching;
+    mod identity;
+    mod realise;
+    mod refusals;
+    mod tidy;
+}

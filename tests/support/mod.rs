@@ -1,0 +1,11 @@
+//! What every test of the `srp` command stands on: a place of its own, and the program's answers.
+//!
+//! A [`Place`] has a store, a home and definitions of its own, so that tests neither see each other
+//! nor the user's configuration. Nothing in it is a mock: the program is the one that cargo built.
+
+pub(crate) mod host;
+pub(crate) mod place;
+pub(crate) mod seed;
+pub(crate) mod server;
+
+pub(crate) use place::{Place, Run};
