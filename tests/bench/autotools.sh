@@ -1,2 +1,0 @@
-/srp/source/make/configure CC=cc > /dev/null
-make -j2 > /dev/null
