@@ -217,7 +217,7 @@ impl State {
                 Some(format!("{} {}", style.done("unchanged"), task.name))
             }
             Event::Failed { task, reason } => {
-                let reason = reason.lines().next().unwrap_or_default();
+                let reason = reason.lines().next().unwrap_or_default().trim_end_matches(':');
                 Some(format!("{} {}: {}", style.error("failed"), task.name, printable(reason)))
             }
             _ => None,

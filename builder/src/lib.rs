@@ -25,7 +25,7 @@ pub use build::SANDBOX_PATHS;
 pub use cancel::CancelToken;
 pub use event::{Activity, Event, Observer, Task};
 pub use plan::{Plan, adopted};
-pub use realise::{Builder, reachable};
+pub use realise::Builder;
 pub use request::{Failure, FailureCause, Options, RealiseError, Realised, Request, RunnerSpec};
 pub use runner::Machine;
 pub use shell::{Shell, ShellError, ShellRequest};

@@ -3,7 +3,7 @@
 //! One thread decides; each piece of work has a thread of its own. What has the longest way to
 //! the end above it goes first. Nothing that happens here changes a result, only when it is there.
 
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
+use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -524,21 +524,4 @@ fn history_key(derivation: &Derivation) -> String {
         Action::Build(build) => format!("{} {} {}", derivation.name, build.build, build.host),
         _ => derivation.name.to_string(),
     }
-}
-
-/// The derivations among `all` that `goals` lead to.
-pub fn reachable(
-    all: &BTreeMap<StaticHash, Derivation>,
-    goals: impl IntoIterator<Item = StaticHash>,
-) -> BTreeSet<StaticHash> {
-    let mut seen = BTreeSet::new();
-    let mut pending: Vec<StaticHash> = goals.into_iter().collect();
-    while let Some(hash) = pending.pop() {
-        if seen.insert(hash)
-            && let Some(derivation) = all.get(&hash)
-        {
-            pending.extend(derivation.inputs().iter().map(|input| input.key.derivation));
-        }
-    }
-    seen
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use bincode::config;
 
-use crate::digest::{Domain, ObjectId};
+use crate::digest::Domain;
 use crate::encode::Canonical;
 use crate::object::Object;
 use crate::realisation::{Claim, Realisation};
@@ -128,13 +128,12 @@ pub struct History {
     pub peak_memory_bytes: u64,
 }
 
-/// The index: build history, and who refers to an object.
+/// The index: build history.
 ///
 /// Nobody waits for it: if another process has it open, or it is damaged, there is none.
 #[derive(Debug)]
 pub struct Index {
     history: sled::Tree,
-    referrers: sled::Tree,
 }
 
 impl Index {
@@ -147,8 +146,7 @@ impl Index {
             .flush_every_ms(None)
             .open()
             .map_err(unavailable)?;
-        let tree = |name| database.open_tree(name).map_err(unavailable);
-        Ok(Index { history: tree("history")?, referrers: tree("referrers")? })
+        Ok(Index { history: database.open_tree("history").map_err(unavailable)? })
     }
 
     /// What the last build called `key` took. Damage reads as nothing known.
@@ -166,32 +164,10 @@ impl Index {
         }
     }
 
-    /// Remembers that `object` refers to `reference`.
-    pub fn refers(&self, object: &ObjectId, reference: &ObjectId) {
-        let key = [*reference.as_bytes(), *object.as_bytes()].concat();
-        if let Err(error) = self.referrers.insert(key, &[]) {
-            tracing::debug!(%error, "the index doesn't remember a reference");
-        }
-    }
-
-    /// The objects known to refer to `object`.
-    pub fn referrers(&self, object: &ObjectId) -> Vec<ObjectId> {
-        self.referrers
-            .scan_prefix(object.as_bytes())
-            .keys()
-            .filter_map(|key| {
-                let bytes = key.ok()?;
-                Some(ObjectId::from_bytes(bytes.get(ObjectId::LENGTH..)?.try_into().ok()?))
-            })
-            .collect()
-    }
-
     /// Writes what was remembered. A failure loses only the index's newest entries.
     pub fn flush(&self) {
-        for tree in [&self.history, &self.referrers] {
-            if let Err(error) = tree.flush() {
-                tracing::debug!(%error, "the index can't be written");
-            }
+        if let Err(error) = self.history.flush() {
+            tracing::debug!(%error, "the index can't be written");
         }
     }
 }
@@ -250,10 +226,7 @@ mod tests {
     fn the_index_answers_and_a_second_one_is_refused_at_once() {
         let directory = tempfile::tempdir().expect("a directory");
         let index = Index::open(directory.path()).expect("a fresh index");
-        let (a, b) = (ObjectId::from_bytes([1; 20]), ObjectId::from_bytes([2; 20]));
-        index.refers(&a, &b);
         index.remember("musl", History { milliseconds: 9, peak_memory_bytes: 1 });
-        assert_eq!(index.referrers(&b), [a]);
         assert_eq!(index.history("musl").map(|history| history.milliseconds), Some(9));
         assert_eq!(index.history("gcc"), None);
         assert!(Index::open(directory.path()).is_err());
