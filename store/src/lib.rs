@@ -14,6 +14,7 @@ pub mod realisation;
 pub mod revision;
 pub mod tree;
 
+pub mod cache;
 mod commit;
 pub mod compose;
 mod db;
