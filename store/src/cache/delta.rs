@@ -3,7 +3,7 @@
 //! ```text
 //! "srp delta 1\n", method ("prefix" or "add"), length of the new file
 //! prefix   a zstd frame whose prefix is the old file (`zstd --patch-from`)
-//! add      six times a length, a plain length and a zstd frame:
+//! add      five times a plain length and a zstd frame with its length:
 //!          steps   add length, copy length, seek (three integers each)
 //!          gaps    how many zeros come before each run (integers, see below)
 //!          runs    how long each run is
