@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -48,10 +49,13 @@ impl Work<'_> {
         let scratch = self.store.scratch()?;
         let directory = |name: &str| {
             let path = scratch.path().join(name);
-            fs::create_dir_all(&path).map_err(|source| FailureCause::Io {
-                action: format!("create {}", path.display()),
-                source,
-            })?;
+            // A build sees these modes: they mustn't depend on the caller's umask.
+            fs::create_dir(&path)
+                .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755)))
+                .map_err(|source| FailureCause::Io {
+                    action: format!("create {}", path.display()),
+                    source,
+                })?;
             Ok::<_, FailureCause>(path)
         };
         let (work, out, temporary) = (directory("build")?, directory("out")?, directory("tmp")?);

@@ -119,7 +119,9 @@ struct Run<'a> {
     /// slots: what waits for one needn't be looked at when the other gets free.
     ready: [BinaryHeap<(u64, NodeIndex)>; 2],
     /// Ready, but another process is at it.
-    elsewhere: Vec<(u64, NodeIndex)>,
+    elsewhere: Vec<NodeIndex>,
+    /// All that ever was: it is told of once.
+    waited_for: HashSet<NodeIndex>,
     running: HashMap<NodeIndex, Running>,
     failures: Vec<Failure>,
     skipped: HashSet<NodeIndex>,
@@ -192,6 +194,7 @@ impl<'a> Run<'a> {
             remaining,
             ready: Default::default(),
             elsewhere: Vec::new(),
+            waited_for: HashSet::new(),
             running: HashMap::new(),
             failures: Vec::new(),
             skipped: HashSet::new(),
@@ -205,6 +208,7 @@ impl<'a> Run<'a> {
         let (sender, receiver) = mpsc::channel();
         let outcome = std::thread::scope(|scope| {
             let mut fatal = None;
+            let mut asked = Instant::now();
             loop {
                 if fatal.is_none() && !self.stopping() {
                     fatal = self.start(scope, &sender).err();
@@ -219,11 +223,14 @@ impl<'a> Run<'a> {
                 }
                 match receiver.recv_timeout(POLL) {
                     Ok(message) => self.receive(message),
-                    Err(RecvTimeoutError::Timeout) => {
-                        let waited = std::mem::take(&mut self.elsewhere);
-                        waited.into_iter().for_each(|(_, node)| self.make_ready(node));
-                    }
+                    Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => unreachable!("a sender is held here"),
+                }
+                // By the clock: own work that ends all the time must not keep it from being asked.
+                if asked.elapsed() >= POLL {
+                    asked = Instant::now();
+                    let waited = std::mem::take(&mut self.elsewhere);
+                    waited.into_iter().for_each(|node| self.make_ready(node));
                 }
             }
         });
@@ -293,9 +300,11 @@ impl<'a> Run<'a> {
                 continue;
             }
             let task = Task { hash, name: derivation.name.as_str() };
-            let Some(lock) = self.builder.store.lock(&resolved, &mut || false)? else {
-                self.observer.event(Event::Started { task, activity: Activity::Waiting });
-                self.elsewhere.push((priority, node));
+            let Some(lock) = self.builder.store.lock(&resolved)? else {
+                if self.waited_for.insert(node) {
+                    self.observer.event(Event::Started { task, activity: Activity::Waiting });
+                }
+                self.elsewhere.push(node);
                 continue;
             };
             // Whoever held the lock may just have finished.

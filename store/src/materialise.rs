@@ -366,6 +366,7 @@ fn set_time(path: &Path) -> Result<(), StoreError> {
 impl crate::compose::Provider {
     /// Whether the object is a stage, which has no part in a root itself.
     fn is_manifest(&self) -> bool {
-        self.path.join(Manifest::path(&self.object.name)).exists()
+        let path = Manifest::path(&self.object.name);
+        self.listing().find(path.as_os_str().as_bytes()).is_some()
     }
 }

@@ -17,6 +17,7 @@ use crate::encode::Canonical;
 use crate::error::{IoContext, StoreError};
 use crate::files;
 use crate::listing::Listing;
+use crate::lock::Session;
 use crate::object::{ObjectName, ReferenceKind};
 use crate::realisation::{Claim, Realisation};
 
@@ -48,7 +49,10 @@ pub struct Store {
     root: PathBuf,
     writable: bool,
     pub(crate) committer: Committer,
+    /// Made when it is first needed.
+    pub(crate) session: Mutex<Option<Arc<Session>>>,
     listings: Mutex<HashMap<Digest, Arc<Listing>>>,
+    infos: Mutex<HashMap<ObjectId, Info>>,
 }
 
 /// How a store is opened.
@@ -90,7 +94,9 @@ impl Store {
             committer: Committer::new(root),
             root: root.to_owned(),
             writable,
+            session: Mutex::default(),
             listings: Mutex::default(),
+            infos: Mutex::default(),
         };
         Ok(store)
     }
@@ -125,9 +131,17 @@ impl Store {
         self.root.join("logs").join(format!("{resolved}.log"))
     }
 
-    /// An object's record.
+    /// An object's record. Kept in memory: it never changes, and every build asks for those of its
+    /// inputs.
     pub fn info(&self, id: &ObjectId) -> Result<Info, StoreError> {
-        self.find_info(id)?.ok_or_else(|| StoreError::NoObject { id: *id, path: self.root.clone() })
+        if let Some(info) = self.infos.lock().expect("no holder panics").get(id) {
+            return Ok(info.clone());
+        }
+        let found = self.find_info(id)?;
+        let info =
+            found.ok_or_else(|| StoreError::NoObject { id: *id, path: self.root.clone() })?;
+        self.infos.lock().expect("no holder panics").insert(*id, info.clone());
+        Ok(info)
     }
 
     /// An object's record, if the object is in the store.
@@ -526,7 +540,9 @@ mod tests {
                 });
             }
         });
-        assert!(fs::read_dir(store.directory("tmp")).expect("readable").next().is_none());
+        let tmp = store.directory("tmp");
+        drop(store);
+        assert!(fs::read_dir(tmp).expect("readable").next().is_none());
     }
 
     #[test]
@@ -534,9 +550,49 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let store = open(&directory);
         let hash = ResolvedHash::from_bytes([1; 32]);
-        let held = store.lock(&hash, &mut || false).expect("no error").expect("locked");
-        assert!(store.lock(&hash, &mut || false).expect("no error").is_none());
+        let held = store.lock(&hash).expect("no error").expect("locked");
+        // Neither another thread nor another process gets it, and it is of no other derivation.
+        assert!(store.lock(&hash).expect("no error").is_none());
+        assert!(open(&directory).lock(&hash).expect("no error").is_none());
+        let other = ResolvedHash::from_bytes([2; 32]);
+        assert!(store.lock(&other).expect("no error").is_some());
         drop(held);
-        assert!(store.lock(&hash, &mut || false).expect("no error").is_some());
+        assert!(store.lock(&hash).expect("no error").is_some());
+    }
+
+    #[test]
+    fn a_scratch_directory_is_empty_again_when_it_is_used_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = open(&directory);
+        let first = store.scratch().expect("a scratch directory");
+        let second = store.scratch().expect("another");
+        assert_ne!(first.path(), second.path());
+        fs::create_dir_all(first.path().join("build/deep")).expect("created");
+        let path = first.path().to_owned();
+        drop(first);
+        let third = store.scratch().expect("a scratch directory");
+        assert_eq!(third.path(), path);
+        assert_eq!(fs::read_dir(&path).expect("readable").count(), 0);
+        let mode = fs::metadata(&path).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_swept_and_what_a_living_one_has_is_not() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = open(&directory);
+        let living = store.scratch().expect("a scratch directory");
+        let tmp = store.directory("tmp");
+        // One died with a directory, one before it had made one, one of an older srp.
+        fs::create_dir_all(tmp.join("1-0/0/build")).expect("created");
+        for lock in ["1-0.lock", "2-0.lock"] {
+            fs::write(tmp.join(lock), "").expect("written");
+        }
+        fs::create_dir(tmp.join("3-0")).expect("created");
+        open(&directory).sweep().expect("swept");
+        assert!(living.path().is_dir());
+        assert_eq!(fs::read_dir(&tmp).expect("readable").count(), 2, "the living one's");
+        drop((living, store));
+        assert_eq!(fs::read_dir(&tmp).expect("readable").count(), 0);
     }
 }
