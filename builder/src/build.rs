@@ -71,12 +71,13 @@ impl Work<'_> {
 
         let log = self.store.log_path(&self.resolved);
         let mut log = Log::create(&log, self)?;
+        let killed_before = out_of_memory_kills();
         let outcome = self.launcher.run(&plan, &mut log, self.cancel);
         drop(jobserver);
         log.finish()?;
         let outcome = outcome?;
         free();
-        check_outcome(&outcome)?;
+        check_outcome(&outcome, out_of_memory_kills().saturating_sub(killed_before))?;
         // What the builder left beside its outputs is no longer needed, and may be large.
         for path in [&work, &temporary] {
             srp_store::remove_tree(path)?;
@@ -371,15 +372,25 @@ pub(crate) fn skeleton(root: &Composition) -> Vec<SkeletonEntry> {
         .collect()
 }
 
-fn check_outcome(outcome: &Outcome) -> Result<(), FailureCause> {
+/// How many processes the kernel has killed for lack of memory since it started: 0 where it doesn't tell.
+fn out_of_memory_kills() -> u64 {
+    let counters = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let mut counts = counters.lines().filter_map(|line| line.strip_prefix("oom_kill "));
+    counts.next().and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+/// `killed` is how many processes the kernel killed for lack of memory while the build ran.
+fn check_outcome(outcome: &Outcome, killed: u64) -> Result<(), FailureCause> {
+    let peak_memory_bytes = outcome.peak_memory_bytes;
+    let failed = |how: String| match killed {
+        0 => Err(FailureCause::Builder { how }),
+        // A compiler that was killed makes its make fail: only the counter tells why.
+        _ => Err(FailureCause::OutOfMemory { how, killed, peak_memory_bytes }),
+    };
     match &outcome.status {
         Status::Exited(0) => Ok(()),
-        Status::Exited(status) => {
-            Err(FailureCause::Builder { how: format!("exited with status {status}") })
-        }
-        Status::Signaled(signal) => {
-            Err(FailureCause::Builder { how: format!("was killed by signal {signal}") })
-        }
+        Status::Exited(status) => failed(format!("exited with status {status}")),
+        Status::Signaled(signal) => failed(format!("was killed by signal {signal}")),
         Status::Cancelled => Err(FailureCause::Builder { how: "was cancelled".to_owned() }),
         Status::LimitExceeded(limit) => Err(FailureCause::Limit {
             limit: match limit {
@@ -390,7 +401,7 @@ fn check_outcome(outcome: &Outcome) -> Result<(), FailureCause> {
                 Limit::Log => "it wrote more to its log than it may",
             }
             .to_owned(),
-            peak_memory_bytes: outcome.peak_memory_bytes,
+            peak_memory_bytes,
         }),
     }
 }

@@ -391,6 +391,13 @@ impl<'a> Run<'a> {
                     }
                     Err(_) if self.cancel.is_cancelled() => {}
                     Err(failure) => {
+                        // The next try is admitted by what this one needed, at the least.
+                        if let Some(peak_memory_bytes) = failure.cause.peak_memory_bytes() {
+                            let hash = self.plan.graph[node];
+                            let milliseconds =
+                                self.history.get(&hash).map_or(0, |it| it.milliseconds);
+                            self.remember(node, History { milliseconds, peak_memory_bytes });
+                        }
                         self.failures.push(*failure);
                         self.skip_above(node);
                     }
