@@ -62,6 +62,9 @@ pub enum Access {
     Read,
     /// For writing too: by its owner; it is made if there is none.
     Write,
+    /// As `Write`, without ever waiting for the disk. A process that is killed still leaves whole
+    /// objects or none; after a power cut the store may name trees that are damaged or not there.
+    WriteUnsynced,
 }
 
 impl Store {
@@ -71,11 +74,13 @@ impl Store {
     /// [`StoreError::Missing`] (reading), [`StoreError::NotAStore`], [`StoreError::Format`],
     /// [`StoreError::Owner`], or what the system says.
     pub fn open(root: &Path, access: Access) -> Result<Store, StoreError> {
-        let writable = access == Access::Write;
+        let (writable, synced) = (access != Access::Read, access != Access::WriteUnsynced);
         let meta = root.join("meta");
         match fs::read_to_string(&meta) {
             Ok(text) => check_format(root, &text)?,
-            Err(error) if error.kind() == ErrorKind::NotFound && writable => create(root)?,
+            Err(error) if error.kind() == ErrorKind::NotFound && writable => {
+                create(root, synced)?;
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 return Err(StoreError::Missing { path: root.to_owned() });
             }
@@ -91,7 +96,7 @@ impl Store {
             nix::unistd::access(&locks, nix::unistd::AccessFlags::W_OK).at("write to", &locks)?;
         }
         let store = Store {
-            committer: Committer::new(root),
+            committer: Committer::new(root, synced),
             root: root.to_owned(),
             writable,
             session: Mutex::default(),
@@ -329,7 +334,7 @@ impl Store {
 }
 
 /// Makes an empty store. What makes it one, `meta`, is written last.
-fn create(root: &Path) -> Result<(), StoreError> {
+fn create(root: &Path, synced: bool) -> Result<(), StoreError> {
     // What a crash in the middle of this function left is no reason to refuse.
     let ours = |name: &str| {
         name.starts_with('.') || DIRECTORIES.iter().any(|it| it.split('/').next() == Some(name))
@@ -346,6 +351,9 @@ fn create(root: &Path) -> Result<(), StoreError> {
     let meta = root.join("meta");
     let staged =
         files::stage_file(&meta, format!("srp store\nformat {FORMAT}\n").as_bytes(), 0o644)?;
+    if !synced {
+        return files::place(&staged, &meta);
+    }
     File::open(&staged).and_then(|file| file.sync_all()).at("sync", &staged)?;
     files::place(&staged, &meta)?;
     files::sync_directory(root)
