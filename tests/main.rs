@@ -15,6 +15,7 @@ mod cases {
     mod failures;
     mod fetching;
     mod identity;
+    mod machines;
     mod memory;
     mod realise;
     mod refusals;

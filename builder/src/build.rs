@@ -394,7 +394,10 @@ fn check_outcome(outcome: &Outcome, killed: u64) -> Result<(), FailureCause> {
         Status::Cancelled => Err(FailureCause::Builder { how: "was cancelled".to_owned() }),
         Status::LimitExceeded(limit) => Err(FailureCause::Limit {
             limit: match limit {
-                Limit::Memory => "its processes took more memory than builds may",
+                Limit::Memory => {
+                    "its processes took more memory than builds may (memory_mib of the configuration, \
+                     else nine tenths of the machine's)"
+                }
                 Limit::Processes => "it started more processes than a build may",
                 Limit::Time => "it took longer than it may",
                 Limit::Silence => "it said nothing for longer than it may",

@@ -32,6 +32,26 @@ impl Drop for Group {
 }
 
 #[test]
+fn a_build_that_takes_more_memory_than_builds_may_is_stopped_and_not_held_against_it() {
+    let place = Place::new(
+        r#"return {"": sh("big", "dd if=/dev/zero of=/dev/null bs=500M count=4; echo > $out/usr/x")}"#,
+    );
+    let config = fs::read_to_string(place.path("home/.config/srp/config.toml")).unwrap();
+    let limited = format!("memory_mib = 200\n{config}");
+    place.write("home/.config/srp/config.toml", &limited);
+    let run = place.srp(&["realise", "t.x"]).exited(3).says(&[
+        "failed: big: it was stopped: its processes took more memory than builds may (memory_mib ",
+    ]);
+    let (_, peak) = run.stderr.split_once("its processes held ").unwrap();
+    let (peak, _) = peak.split_once(" MiB at most").unwrap();
+    assert!((200..600).contains(&peak.parse().unwrap()), "{run}");
+    place.assert_tidy();
+
+    place.write("home/.config/srp/config.toml", &config);
+    place.realise("t.x");
+}
+
+#[test]
 fn a_build_whose_processes_the_kernel_kills_says_so_and_is_tried_again() {
     let what = "what is said when the kernel kills a build's processes for lack of memory";
     if !is_root() {
