@@ -27,7 +27,7 @@ pub struct Lock {
     _held: File,
 }
 
-/// A directory for one build or transfer, emptied when dropped, and removed with its [`Session`].
+/// A directory for one build or transfer, emptied when dropped, and used again by this process.
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
