@@ -69,7 +69,11 @@ impl Workshop {
             timeout_seconds: None,
             silence_seconds: None,
             log_bytes: Some(LOG_BYTES),
-            memory_bytes: memory_bytes(),
+            memory_bytes: context
+                .config
+                .memory_mib
+                .map(|mib| mib.saturating_mul(1 << 20))
+                .or_else(memory_bytes),
         };
         let broker =
             Broker::new(cores).map_err(|error| CommandError::chain(ExitCode::User, error))?;

@@ -25,10 +25,14 @@ pub(crate) struct Config {
     pub(crate) jobs: Option<usize>,
     /// How many cores builds share.
     pub(crate) cores: Option<usize>,
+    /// How much memory builds may take together.
+    pub(crate) memory_mib: Option<u64>,
     /// Base URLs by the name of the mirror.
     pub(crate) mirrors: BTreeMap<String, Vec<String>>,
     /// Sources directories that are looked into before anything is fetched.
     pub(crate) sources: Vec<PathBuf>,
+    /// Whether things are registered without waiting for the disk.
+    pub(crate) unsynced: bool,
 }
 
 /// A configuration file as it is written.
@@ -37,6 +41,7 @@ pub(crate) struct Config {
 struct File {
     jobs: Option<std::num::NonZeroUsize>,
     cores: Option<std::num::NonZeroUsize>,
+    memory_mib: Option<std::num::NonZeroU64>,
     #[serde(default)]
     mirrors: BTreeMap<String, Urls>,
     #[serde(default)]
@@ -60,6 +65,9 @@ pub(crate) enum ConfigError {
     /// A file is not what it should be.
     #[error("{}:{line}: {message}", path.display())]
     Malformed { path: PathBuf, line: usize, message: String },
+    /// The variable has another value than those it can have.
+    #[error("SRP_SYNC is {value:?}, and can be `on` or `off`")]
+    Sync { value: OsString },
     /// Nothing says where the user's files are.
     #[error("there is no directory for the store: neither HOME nor XDG_DATA_HOME is set")]
     NoHome,
@@ -68,7 +76,13 @@ pub(crate) enum ConfigError {
 impl Config {
     /// The configuration of the user and the machine.
     pub(crate) fn load(environment: Environment<'_>) -> Result<Config, ConfigError> {
-        let mut config = Config::default();
+        let unsynced = match environment("SRP_SYNC") {
+            None => false,
+            Some(value) if value == "on" => false,
+            Some(value) if value == "off" => true,
+            Some(value) => return Err(ConfigError::Sync { value }),
+        };
+        let mut config = Config { unsynced, ..Config::default() };
         let user = user_directory(environment, "XDG_CONFIG_HOME", ".config")
             .map(|directory| directory.join("srp/config.toml"));
         for path in user.into_iter().chain([PathBuf::from(MACHINE_FILE)]) {
@@ -89,6 +103,7 @@ impl Config {
     fn add(&mut self, file: File, path: &Path) {
         self.jobs = self.jobs.or(file.jobs.map(usize::from));
         self.cores = self.cores.or(file.cores.map(usize::from));
+        self.memory_mib = self.memory_mib.or(file.memory_mib.map(u64::from));
         for (name, urls) in file.mirrors {
             let urls = match urls {
                 Urls::One(url) => vec![url],
@@ -181,6 +196,16 @@ mod tests {
         assert_eq!(config.mirrors["gnu"], ["http://c.test", "http://d.test"]);
         let sources = ["/home/u/.config/srp/mine", "/srv/sources"].map(PathBuf::from);
         assert_eq!(config.sources, sources);
+    }
+
+    #[test]
+    fn syncing_is_on_unless_it_is_said_to_be_off() {
+        let unsynced = |pairs| Config::load(&environment(pairs)).map(|config| config.unsynced).ok();
+        assert_eq!(unsynced(&[]), Some(false));
+        assert_eq!(unsynced(&[("SRP_SYNC", "on")]), Some(false));
+        assert_eq!(unsynced(&[("SRP_SYNC", "off")]), Some(true));
+        assert_eq!(unsynced(&[("SRP_SYNC", "0")]), None);
+        assert_eq!(unsynced(&[("SRP_SYNC", "")]), None);
     }
 
     #[test]

@@ -57,7 +57,8 @@ impl Context {
 
     /// The store, for writing; it is made if there is none.
     pub(crate) fn store(&self) -> CommandResult<Store> {
-        Ok(Store::open(&self.store_path()?, Access::Write)?)
+        let access = if self.config.unsynced { Access::WriteUnsynced } else { Access::Write };
+        Ok(Store::open(&self.store_path()?, access)?)
     }
 
     /// The store, for reading.

@@ -215,6 +215,10 @@ pub(crate) fn failure_hints(cause: &FailureCause) -> Vec<String> {
         FailureCause::Sandbox(_) => {
             vec!["srp doctor shows what sandboxes need of this machine".to_owned()]
         }
+        FailureCause::OutOfMemory { .. } => vec![
+            "let fewer builds run at once (--jobs 1), or say in its definition what it needs (memory_mib)"
+                .to_owned(),
+        ],
         FailureCause::NoRunner { .. } => vec![
             "build on a machine of that architecture, or add an emulator to `runners` in main.star"
                 .to_owned(),

@@ -56,12 +56,42 @@ fn write_pages(command: clap::Command, name: &str, directory: &Path) -> CommandR
     std::fs::write(&path, page).map_err(|error| failed(&path, error))
 }
 
-fn page(command: clap::Command) -> CommandResult<Vec<u8>> {
+/// A page as people know them: the usage as `--help` prints it, and examples as they are typed.
+fn page(mut command: clap::Command) -> CommandResult<Vec<u8>> {
+    let usage = command.render_usage().to_string();
+    let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let has_subcommands = command.has_subcommands();
+    let man = clap_mangen::Man::new(command);
     let mut page = Vec::new();
-    clap_mangen::Man::new(command)
-        .render(&mut page)
-        .map_err(|error| CommandError::chain(ExitCode::Internal, error))?;
+    let mut render = || {
+        man.render_title(&mut page)?;
+        man.render_name_section(&mut page)?;
+        page.extend(as_typed("SYNOPSIS", usage.trim_start_matches("Usage:")));
+        man.render_description_section(&mut page)?;
+        man.render_options_section(&mut page)?;
+        if has_subcommands {
+            man.render_subcommands_section(&mut page)?;
+        }
+        for part in after.split("\n\n").filter(|part| !part.is_empty()) {
+            let (heading, text) = part.split_once(":\n").unwrap_or(("Notes", part));
+            page.extend(as_typed(&heading.to_uppercase(), text));
+        }
+        Ok::<(), std::io::Error>(())
+    };
+    render().map_err(|error| CommandError::chain(ExitCode::Internal, error))?;
     Ok(page)
+}
+
+/// A section whose lines are kept as they are: roff would fill them.
+fn as_typed(heading: &str, text: &str) -> Vec<u8> {
+    let mut section = format!(".SH \"{heading}\"\n.nf\n");
+    for line in text.lines().map(str::trim_end).filter(|line| !line.is_empty()) {
+        // `\&` keeps a dot or a quote at a line's start from being a request.
+        let line = line.strip_prefix("  ").unwrap_or(line).replace('\\', "\\e").replace('-', "\\-");
+        section.push_str(&format!("\\&{}\n", line.trim_start_matches(' ')));
+    }
+    section.push_str(".fi\n");
+    section.into_bytes()
 }
 
 fn failed(path: &Path, error: std::io::Error) -> CommandError {

@@ -15,6 +15,8 @@ mod cases {
     mod failures;
     mod fetching;
     mod identity;
+    mod machines;
+    mod memory;
     mod realise;
     mod refusals;
     mod tidy;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -48,10 +49,13 @@ impl Work<'_> {
         let scratch = self.store.scratch()?;
         let directory = |name: &str| {
             let path = scratch.path().join(name);
-            fs::create_dir_all(&path).map_err(|source| FailureCause::Io {
-                action: format!("create {}", path.display()),
-                source,
-            })?;
+            // A build sees these modes: they mustn't depend on the caller's umask.
+            fs::create_dir(&path)
+                .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755)))
+                .map_err(|source| FailureCause::Io {
+                    action: format!("create {}", path.display()),
+                    source,
+                })?;
             Ok::<_, FailureCause>(path)
         };
         let (work, out, temporary) = (directory("build")?, directory("out")?, directory("tmp")?);
@@ -67,12 +71,13 @@ impl Work<'_> {
 
         let log = self.store.log_path(&self.resolved);
         let mut log = Log::create(&log, self)?;
+        let killed_before = out_of_memory_kills();
         let outcome = self.launcher.run(&plan, &mut log, self.cancel);
         drop(jobserver);
         log.finish()?;
         let outcome = outcome?;
         free();
-        check_outcome(&outcome)?;
+        check_outcome(&outcome, out_of_memory_kills().saturating_sub(killed_before))?;
         // What the builder left beside its outputs is no longer needed, and may be large.
         for path in [&work, &temporary] {
             srp_store::remove_tree(path)?;
@@ -367,26 +372,39 @@ pub(crate) fn skeleton(root: &Composition) -> Vec<SkeletonEntry> {
         .collect()
 }
 
-fn check_outcome(outcome: &Outcome) -> Result<(), FailureCause> {
+/// How many processes the kernel has killed for lack of memory since it started: 0 where it doesn't tell.
+fn out_of_memory_kills() -> u64 {
+    let counters = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let mut counts = counters.lines().filter_map(|line| line.strip_prefix("oom_kill "));
+    counts.next().and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+/// `killed` is how many processes the kernel killed for lack of memory while the build ran.
+fn check_outcome(outcome: &Outcome, killed: u64) -> Result<(), FailureCause> {
+    let peak_memory_bytes = outcome.peak_memory_bytes;
+    let failed = |how: String| match killed {
+        0 => Err(FailureCause::Builder { how }),
+        // A compiler that was killed makes its make fail: only the counter tells why.
+        _ => Err(FailureCause::OutOfMemory { how, killed, peak_memory_bytes }),
+    };
     match &outcome.status {
         Status::Exited(0) => Ok(()),
-        Status::Exited(status) => {
-            Err(FailureCause::Builder { how: format!("exited with status {status}") })
-        }
-        Status::Signaled(signal) => {
-            Err(FailureCause::Builder { how: format!("was killed by signal {signal}") })
-        }
+        Status::Exited(status) => failed(format!("exited with status {status}")),
+        Status::Signaled(signal) => failed(format!("was killed by signal {signal}")),
         Status::Cancelled => Err(FailureCause::Builder { how: "was cancelled".to_owned() }),
         Status::LimitExceeded(limit) => Err(FailureCause::Limit {
             limit: match limit {
-                Limit::Memory => "its processes took more memory than builds may",
+                Limit::Memory => {
+                    "its processes took more memory than builds may (memory_mib of the configuration, \
+                     else nine tenths of the machine's)"
+                }
                 Limit::Processes => "it started more processes than a build may",
                 Limit::Time => "it took longer than it may",
                 Limit::Silence => "it said nothing for longer than it may",
                 Limit::Log => "it wrote more to its log than it may",
             }
             .to_owned(),
-            peak_memory_bytes: outcome.peak_memory_bytes,
+            peak_memory_bytes,
         }),
     }
 }

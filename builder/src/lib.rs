@@ -4,7 +4,7 @@
 //! environment: what it is to do comes as plain values.
 
 pub mod cancel;
-pub mod event;
+mod event;
 pub mod fetch;
 pub mod jobserver;
 pub mod sandbox;
@@ -12,6 +12,7 @@ pub mod scan;
 pub mod unpack;
 
 mod build;
+mod estimates;
 pub mod log;
 mod plan;
 mod realise;

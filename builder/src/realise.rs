@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use petgraph::Direction;
 use petgraph::graph::NodeIndex;
 use srp_store::{
-    Action, Claim, Derivation, History, Index, InputKey, Lock, ObjectId, OutputName, Registration,
+    Action, Claim, Derivation, History, InputKey, Lock, ObjectId, OutputName, Registration,
     ResolvedHash, StaticHash, Store,
 };
 
 use crate::cancel::CancelToken;
+use crate::estimates::Estimates;
 use crate::event::{Activity, Event, Observer, Task};
 use crate::fetch::Fetcher;
 use crate::jobserver::Broker;
@@ -109,8 +110,7 @@ struct Run<'a> {
     plan: &'a Plan,
     observer: &'a dyn Observer,
     cancel: &'a CancelToken,
-    index: Option<Index>,
-    history: HashMap<StaticHash, History>,
+    estimates: Estimates,
     chosen: BTreeMap<StaticHash, BTreeMap<OutputName, ObjectId>>,
     /// How many inputs of a derivation are still missing.
     missing: HashMap<NodeIndex, usize>,
@@ -119,7 +119,9 @@ struct Run<'a> {
     /// slots: what waits for one needn't be looked at when the other gets free.
     ready: [BinaryHeap<(u64, NodeIndex)>; 2],
     /// Ready, but another process is at it.
-    elsewhere: Vec<(u64, NodeIndex)>,
+    elsewhere: Vec<NodeIndex>,
+    /// All that ever was: it is told of once.
+    waited_for: HashSet<NodeIndex>,
     running: HashMap<NodeIndex, Running>,
     failures: Vec<Failure>,
     skipped: HashSet<NodeIndex>,
@@ -150,28 +152,8 @@ impl<'a> Run<'a> {
         observer: &'a dyn Observer,
         cancel: &'a CancelToken,
     ) -> Run<'a> {
-        // The index is only worth its opening where there is an order to choose.
-        let index = (plan.graph.node_count() > 1)
-            .then(|| Index::open(&builder.store.directory("index")))
-            .and_then(|index| {
-                index.inspect_err(|error| tracing::debug!(%error, "no build history")).ok()
-            });
-        let history: HashMap<StaticHash, History> = plan
-            .graph
-            .node_weights()
-            .filter_map(|hash| {
-                let key = history_key(&request.derivations[hash]);
-                Some((*hash, index.as_ref()?.history(&key)?))
-            })
-            .collect();
-        let remaining = plan.remaining(&|hash| match history.get(hash) {
-            Some(history) => history.milliseconds,
-            None => match &request.derivations[hash].action {
-                Action::Build(_) => 60_000,
-                Action::Fetch(_) => 2_000,
-                Action::Stage(_) => 100,
-            },
-        });
+        let estimates = Estimates::read(builder.store, request, plan);
+        let remaining = estimates.remaining(request, plan);
         let missing: HashMap<NodeIndex, usize> = plan
             .graph
             .node_indices()
@@ -185,13 +167,13 @@ impl<'a> Run<'a> {
             plan,
             observer,
             cancel,
-            index,
-            history,
+            estimates,
             chosen: plan.chosen.clone(),
             missing,
             remaining,
             ready: Default::default(),
             elsewhere: Vec::new(),
+            waited_for: HashSet::new(),
             running: HashMap::new(),
             failures: Vec::new(),
             skipped: HashSet::new(),
@@ -205,6 +187,7 @@ impl<'a> Run<'a> {
         let (sender, receiver) = mpsc::channel();
         let outcome = std::thread::scope(|scope| {
             let mut fatal = None;
+            let mut asked = Instant::now();
             loop {
                 if fatal.is_none() && !self.stopping() {
                     fatal = self.start(scope, &sender).err();
@@ -219,11 +202,14 @@ impl<'a> Run<'a> {
                 }
                 match receiver.recv_timeout(POLL) {
                     Ok(message) => self.receive(message),
-                    Err(RecvTimeoutError::Timeout) => {
-                        let waited = std::mem::take(&mut self.elsewhere);
-                        waited.into_iter().for_each(|(_, node)| self.make_ready(node));
-                    }
+                    Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => unreachable!("a sender is held here"),
+                }
+                // By the clock: own work that ends all the time must not keep it from being asked.
+                if asked.elapsed() >= POLL {
+                    asked = Instant::now();
+                    let waited = std::mem::take(&mut self.elsewhere);
+                    waited.into_iter().for_each(|node| self.make_ready(node));
                 }
             }
         });
@@ -232,9 +218,7 @@ impl<'a> Run<'a> {
         if !claims.is_empty() {
             self.builder.store.commit(claims)?;
         }
-        if let Some(index) = &self.index {
-            index.flush();
-        }
+        self.estimates.flush();
         outcome?;
         if !self.failures.is_empty() {
             return Err(RealiseError::Failed {
@@ -246,6 +230,11 @@ impl<'a> Run<'a> {
             return Err(RealiseError::Cancelled);
         }
         Ok(self.chosen)
+    }
+
+    fn derivation(&self, node: NodeIndex) -> (StaticHash, &'a Derivation) {
+        let hash = self.plan.graph[node];
+        (hash, &self.request.derivations[&hash])
     }
 
     /// Whether nothing new is to be started.
@@ -282,9 +271,8 @@ impl<'a> Run<'a> {
         while self.fits(fetch, 0)
             && let Some((priority, node)) = self.ready[usize::from(fetch)].pop()
         {
-            let hash = self.plan.graph[node];
-            let derivation = &self.request.derivations[&hash];
-            if !self.fits(fetch, self.expected_memory(&hash, derivation)) {
+            let (hash, derivation) = self.derivation(node);
+            if !self.fits(fetch, self.estimates.memory_bytes(&hash, derivation)) {
                 waiting.push((priority, node));
                 continue;
             }
@@ -293,9 +281,11 @@ impl<'a> Run<'a> {
                 continue;
             }
             let task = Task { hash, name: derivation.name.as_str() };
-            let Some(lock) = self.builder.store.lock(&resolved, &mut || false)? else {
-                self.observer.event(Event::Started { task, activity: Activity::Waiting });
-                self.elsewhere.push((priority, node));
+            let Some(lock) = self.builder.store.lock(&resolved)? else {
+                if self.waited_for.insert(node) {
+                    self.observer.event(Event::Started { task, activity: Activity::Waiting });
+                }
+                self.elsewhere.push(node);
                 continue;
             };
             // Whoever held the lock may just have finished.
@@ -319,8 +309,7 @@ impl<'a> Run<'a> {
     ) where
         'a: 'scope,
     {
-        let hash = self.plan.graph[node];
-        let derivation = &self.request.derivations[&hash];
+        let (hash, derivation) = self.derivation(node);
         let runner = self.builder.runner(self.request, derivation).and_then(|spec| {
             let outputs = self.chosen.get(&spec.key.derivation)?;
             Some((spec, *outputs.get(&spec.key.output)?))
@@ -345,7 +334,7 @@ impl<'a> Run<'a> {
             Running {
                 fetch: matches!(derivation.action, Action::Fetch(_)),
                 slot: true,
-                memory_bytes: self.expected_memory(&hash, derivation),
+                memory_bytes: self.estimates.memory_bytes(&hash, derivation),
                 started: Instant::now(),
             },
         );
@@ -376,12 +365,16 @@ impl<'a> Run<'a> {
                 let running = self.running.remove(&node).expect("it was started");
                 match result {
                     Ok((outputs, history)) => {
-                        self.remember(node, history);
+                        self.estimates.remember(self.derivation(node).1, history);
                         self.report(node, &outputs, running.started.elapsed());
                         self.choose(node, outputs);
                     }
                     Err(_) if self.cancel.is_cancelled() => {}
                     Err(failure) => {
+                        if let Some(peak_memory_bytes) = failure.cause.peak_memory_bytes() {
+                            let (hash, derivation) = self.derivation(node);
+                            self.estimates.remember_memory(&hash, derivation, peak_memory_bytes);
+                        }
                         self.failures.push(*failure);
                         self.skip_above(node);
                     }
@@ -391,8 +384,7 @@ impl<'a> Run<'a> {
     }
 
     fn report(&self, node: NodeIndex, outputs: &Chosen, elapsed: Duration) {
-        let hash = self.plan.graph[node];
-        let derivation = &self.request.derivations[&hash];
+        let (hash, derivation) = self.derivation(node);
         let task = Task { hash, name: derivation.name.as_str() };
         if let Some(object) = self.object_name(outputs) {
             let activity = activity(derivation);
@@ -403,13 +395,6 @@ impl<'a> Run<'a> {
     fn object_name(&self, outputs: &Chosen) -> Option<srp_store::ObjectName> {
         let id = outputs.get(&OutputName::out()).or_else(|| outputs.values().next())?;
         Some(self.builder.store.info(id).ok()?.object.path_name())
-    }
-
-    fn remember(&self, node: NodeIndex, history: History) {
-        let derivation = &self.request.derivations[&self.plan.graph[node]];
-        if let Some(index) = &self.index {
-            index.remember(&history_key(derivation), history);
-        }
     }
 
     /// The outputs of a derivation are there: whoever waited for the last input is ready.
@@ -425,7 +410,7 @@ impl<'a> Run<'a> {
     }
 
     fn make_ready(&mut self, node: NodeIndex) {
-        let derivation = &self.request.derivations[&self.plan.graph[node]];
+        let (_, derivation) = self.derivation(node);
         let fetch = matches!(derivation.action, Action::Fetch(_));
         self.ready[usize::from(fetch)].push((self.remaining[&node], node));
     }
@@ -496,12 +481,6 @@ impl<'a> Run<'a> {
         let memory = options.memory_bytes.is_none_or(|limit| expected + memory_bytes <= limit);
         slots < options.jobs && (memory || slots == 0)
     }
-
-    fn expected_memory(&self, hash: &StaticHash, derivation: &Derivation) -> u64 {
-        let advised = derivation.advice.memory_mib.map(|mib| mib << 20);
-        let seen = self.history.get(hash).map(|it| it.peak_memory_bytes);
-        seen.filter(|seen| *seen > 0).or(advised).unwrap_or(0)
-    }
 }
 
 fn announce(work: &Work<'_>) {
@@ -514,14 +493,5 @@ fn activity(derivation: &Derivation) -> Activity {
         Action::Fetch(_) => Activity::Fetching,
         Action::Build(_) => Activity::Building,
         Action::Stage(_) => Activity::Composing,
-    }
-}
-
-/// What history goes by: builds of one package for one platform resemble each other, whatever
-/// their hash.
-fn history_key(derivation: &Derivation) -> String {
-    match &derivation.action {
-        Action::Build(build) => format!("{} {} {}", derivation.name, build.build, build.host),
-        _ => derivation.name.to_string(),
     }
 }

@@ -85,6 +85,20 @@ pub enum FailureCause {
         /// `exited with status 2`, `was killed by signal 9` …
         how: String,
     },
+    /// It failed while the kernel was killing processes for lack of memory.
+    #[error(
+        "its builder {how} while the kernel killed {killed} of this machine's processes for lack of memory; \
+         its own held {} MiB at most",
+        peak_memory_bytes >> 20
+    )]
+    OutOfMemory {
+        /// As of `Builder`.
+        how: String,
+        /// How many processes were killed meanwhile, whosoever they were: the kernel doesn't say.
+        killed: u64,
+        /// The most memory its processes held at once.
+        peak_memory_bytes: u64,
+    },
     /// A limit was exceeded.
     #[error("it was stopped: {limit}; its processes held {} MiB at most", peak_memory_bytes >> 20)]
     Limit {
@@ -168,6 +182,17 @@ pub enum FailureCause {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+impl FailureCause {
+    /// What the build's processes held at most, where that was why it failed.
+    pub(crate) fn peak_memory_bytes(&self) -> Option<u64> {
+        match self {
+            FailureCause::OutOfMemory { peak_memory_bytes, .. }
+            | FailureCause::Limit { peak_memory_bytes, .. } => Some(*peak_memory_bytes),
+            _ => None,
+        }
+    }
 }
 
 /// Why a request was not fulfilled.

@@ -14,7 +14,7 @@ use srp_store::{
 
 use crate::cancel::CancelToken;
 use crate::event::{Event, Observer, Task};
-use crate::fetch::{FetchRequest, Fetcher, Place, Progress};
+use crate::fetch::{FetchRequest, Fetcher, Place, PlaceFailure, Progress};
 use crate::jobserver::Broker;
 use crate::request::{Failure, FailureCause, Options, RunnerSpec};
 use crate::runner::Machine;
@@ -105,10 +105,19 @@ impl<'a> Work<'a> {
             size_bytes: self.derivation.advice.size_bytes,
             urls: self.derivation.advice.urls.clone(),
         };
-        let progress = Bytes { observer: self.observer, task: self.task(), sum: Mutex::default() };
+        let progress = Transfer {
+            observer: self.observer,
+            task: self.task(),
+            sum: Mutex::default(),
+            failures: Mutex::default(),
+        };
         let sources = self.store.directory("sources");
         let fetched = self.fetcher.fetch(&request, &sources, &progress, self.cancel)?;
         free();
+        // Had no place had it, the error would say so of each.
+        for failure in progress.failures.into_inner().expect("no holder panics") {
+            tracing::warn!("{} came from elsewhere, because {failure}", self.derivation.name);
+        }
 
         let scratch = self.store.scratch()?;
         let tree = scratch.path().join("tree");
@@ -210,16 +219,22 @@ impl<'a> Work<'a> {
 }
 
 /// Turns what a fetch says into events.
-struct Bytes<'a> {
+struct Transfer<'a> {
     observer: &'a dyn Observer,
     task: Task<'a>,
     /// So far, and in all.
     sum: Mutex<(u64, Option<u64>)>,
+    /// The places that didn't have it, and why.
+    failures: Mutex<Vec<String>>,
 }
 
-impl Progress for Bytes<'_> {
+impl Progress for Transfer<'_> {
     fn began(&self, _: &Place, resumed_at: u64, total: Option<u64>) {
         *self.sum.lock().expect("no holder panics") = (resumed_at, total);
+    }
+
+    fn failed(&self, failure: &PlaceFailure) {
+        self.failures.lock().expect("no holder panics").push(failure.to_string());
     }
 
     fn received(&self, bytes: u64) {

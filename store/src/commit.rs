@@ -39,6 +39,8 @@ pub struct Registration {
 #[derive(Debug)]
 pub(crate) struct Committer {
     root: PathBuf,
+    /// Whether anything is synced at all.
+    synced: bool,
     queue: Mutex<Queue>,
     changed: Condvar,
 }
@@ -102,8 +104,13 @@ impl Store {
 }
 
 impl Committer {
-    pub(crate) fn new(root: &Path) -> Committer {
-        Committer { root: root.to_owned(), queue: Mutex::default(), changed: Condvar::new() }
+    pub(crate) fn new(root: &Path, synced: bool) -> Committer {
+        Committer {
+            root: root.to_owned(),
+            synced,
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+        }
     }
 
     fn commit(&self, registration: Registration) -> Result<(), StoreError> {
@@ -157,12 +164,12 @@ impl Committer {
                 (ticket, staged, trees)
             })
             .collect();
-        let trees_synced = files::sync_directory(&self.root.join("trees"));
+        let trees_synced = self.sync_directory("trees");
         for (ticket, staged, trees) in placed {
             let placed = trees
                 .and_then(|()| match &trees_synced {
                     Ok(()) => Ok(()),
-                    Err(_) => files::sync_directory(&self.root.join("trees")),
+                    Err(_) => self.sync_directory("trees"),
                 })
                 .and_then(|()| {
                     staged.records.iter().try_for_each(|(from, to)| files::place(from, to))?;
@@ -177,8 +184,7 @@ impl Committer {
             results.push((ticket, placed));
         }
         // The records' names are to survive, too: only then has a caller been told the truth.
-        let mut records = RECORDS.iter().map(|name| self.root.join(name));
-        if let Err(error) = records.try_for_each(|path| files::sync_directory(&path)) {
+        if let Err(error) = RECORDS.iter().try_for_each(|name| self.sync_directory(name)) {
             let text = error.to_string();
             for (_, result) in results.iter_mut().filter(|(_, result)| result.is_ok()) {
                 *result = Err(self.not_synced(&text));
@@ -196,7 +202,18 @@ impl Committer {
         }
     }
 
+    fn sync_directory(&self, name: &str) -> Result<(), StoreError> {
+        if !self.synced {
+            return Ok(());
+        }
+        files::sync_directory(&self.root.join(name))
+    }
+
+    /// Makes everything that was written to the store's file system survive a power cut.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
+        if !self.synced {
+            return Ok(());
+        }
         let root = File::open(&self.root).at("open", &self.root)?;
         nix::unistd::syncfs(&root).at("sync", &self.root)
     }

@@ -87,14 +87,19 @@ pub fn remove_tree(path: &Path) -> Result<(), StoreError> {
         Ok(_) => {}
     }
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).at("remove", path)?;
+    empty_tree(path)?;
+    fs::remove_dir(path).at("remove", path)
+}
+
+/// Removes all that is in a directory, which its user may write to, as [`remove_tree`] does.
+pub(crate) fn empty_tree(path: &Path) -> Result<(), StoreError> {
     let empty = || -> nix::Result<()> {
         let top = open_directory(nix::fcntl::AT_FDCWD, path)?;
         // What was moved up is met again as an entry of `top`.
         while empty_directory(top.as_fd(), top.as_fd(), 0)? {}
         Ok(())
     };
-    empty().at("empty", path)?;
-    fs::remove_dir(path).at("remove", path)
+    empty().at("empty", path)
 }
 
 const MAX_DEPTH: u32 = 64;

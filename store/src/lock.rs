@@ -1,71 +1,90 @@
 //! Locks between processes, and scratch directories that outlive no process.
 //!
-//! A lock is an exclusive `flock` on a file in `locks/`; the system gives it up when its holder
-//! dies. The file is removed by whoever holds it last.
+//! Both rest on what the kernel gives up when a process dies, so nothing here needs cleaning up
+//! after a crash but the scratch directories themselves.
 
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
+use nix::libc;
 
 use crate::digest::ResolvedHash;
 use crate::error::{IoContext, StoreError};
 use crate::files;
 use crate::store::Store;
 
-/// A lock that is held until it is dropped.
+/// A derivation that nobody else realises while this is held.
+///
+/// It is a lock on one byte of a file that has no bytes: its place says which derivation, so
+/// nothing is made or removed for a lock. It belongs to the open file (not to the process, as
+/// ordinary byte locks do), so threads exclude each other, too.
 #[derive(Debug)]
 pub struct Lock {
-    path: PathBuf,
-    _held: Flock<File>,
+    _held: File,
 }
 
-/// A directory for one build or transfer, removed when dropped, or by the next process that
-/// opens the store if this one is killed.
+/// A directory for one build or transfer, emptied when dropped, and used again by this process.
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
-    _lock: Lock,
+    session: Arc<Session>,
+}
+
+/// What one process's scratch directories lie in. It is removed when the store is closed, or by
+/// the next process that has work to do if this one is killed.
+#[derive(Debug)]
+pub(crate) struct Session {
+    path: PathBuf,
+    lock: PathBuf,
+    _held: Flock<File>,
+    /// Scratch directories that are empty again, and how many were ever made. No build sees these
+    /// directories themselves, only ones that are made in them for it alone.
+    idle: Mutex<(Vec<PathBuf>, u64)>,
 }
 
 impl Store {
-    /// Waits until no other process builds this derivation. While it waits, `waiting` is called
-    /// about ten times a second and ends the wait by returning false; then there is no lock.
-    pub fn lock(
-        &self,
-        resolved: &ResolvedHash,
-        waiting: &mut dyn FnMut() -> bool,
-    ) -> Result<Option<Lock>, StoreError> {
+    /// Keeps others from realising this derivation; `None` if somebody is at it.
+    pub fn lock(&self, resolved: &ResolvedHash) -> Result<Option<Lock>, StoreError> {
         self.check_writable()?;
-        let path = self.directory("locks").join(resolved.to_string());
-        loop {
-            if let Some(lock) = try_lock(&path)? {
-                return Ok(Some(lock));
-            }
-            if !waiting() {
-                return Ok(None);
-            }
-            std::thread::sleep(std::time::Duration::from_millis(100));
+        let path = self.directory("locks").join("resolved");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .at("open", &path)?;
+        let byte = libc::flock {
+            l_type: libc::F_WRLCK as libc::c_short,
+            l_whence: libc::SEEK_SET as libc::c_short,
+            l_start: place_of(resolved),
+            l_len: 1,
+            l_pid: 0,
+        };
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&byte)) {
+            Ok(_) => Ok(Some(Lock { _held: file })),
+            Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
+            Err(error) => Err(error).at("lock", &path),
         }
     }
 
     /// A new, empty directory on the store's file system.
     pub fn scratch(&self) -> Result<Scratch, StoreError> {
         self.check_writable()?;
-        let tmp = self.directory("tmp");
-        loop {
-            let name = files::temporary_name();
-            let path = tmp.join(name.trim_start_matches('.'));
-            let Some(lock) = try_lock(&path.with_extension("lock"))? else { continue };
-            // A process with this number may have been killed before.
-            files::remove_tree(&path)?;
-            fs::create_dir(&path).at("create", &path)?;
-            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700))
-                .at("change", &path)?;
-            return Ok(Scratch { path, _lock: lock });
-        }
+        let session = {
+            let mut session = self.session.lock().expect("no holder panics");
+            match &*session {
+                Some(session) => Arc::clone(session),
+                None => {
+                    Arc::clone(session.insert(Arc::new(Session::begin(&self.directory("tmp"))?)))
+                }
+            }
+        };
+        let path = session.directory()?;
+        Ok(Scratch { path, session })
     }
 
     /// Removes scratch directories and staged files whose process is gone.
@@ -74,11 +93,12 @@ impl Store {
         let tmp = self.directory("tmp");
         for entry in fs::read_dir(&tmp).at("list", &tmp)? {
             let path = entry.at("list", &tmp)?.path();
-            if path.extension().is_some() {
-                continue;
-            }
-            if let Some(_lock) = try_lock(&path.with_extension("lock"))? {
-                files::remove_tree(&path)?;
+            // Whoever holds the lock of a directory is alive. A lock without a directory is of one
+            // who died between the two, or of one who is about to make it.
+            let session = path.with_extension("");
+            if let Some((_held, lock)) = hold(&session)? {
+                files::remove_tree(&session)?;
+                remove_lock(&lock);
             }
         }
         for name in [
@@ -121,6 +141,13 @@ impl Store {
     }
 }
 
+/// The byte that stands for a derivation: the first 63 bits of its hash. Should two ever share
+/// it, one waits for the other without need.
+fn place_of(resolved: &ResolvedHash) -> i64 {
+    let first = resolved.as_bytes().first_chunk().expect("a hash has 32 bytes");
+    (u64::from_be_bytes(*first) >> 1) as i64
+}
+
 impl Scratch {
     /// The directory.
     pub fn path(&self) -> &Path {
@@ -130,36 +157,78 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if let Err(error) = files::remove_tree(&self.path) {
-            tracing::warn!(%error, "a scratch directory stays behind");
+        match files::empty_tree(&self.path) {
+            Ok(()) => self.session.give_back(std::mem::take(&mut self.path)),
+            // It goes with the session, or with the next one's sweep.
+            Err(error) => tracing::warn!(%error, "a scratch directory can't be emptied"),
         }
     }
 }
 
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Whoever waits for this file finds that it is no longer the one in the directory.
-        let _ = fs::remove_file(&self.path);
+impl Session {
+    fn begin(tmp: &Path) -> Result<Session, StoreError> {
+        loop {
+            let path = tmp.join(files::temporary_name().trim_start_matches('.'));
+            let Some((held, lock)) = hold(&path)? else { continue };
+            // A process with this number may have been killed before.
+            files::remove_tree(&path)?;
+            DirBuilder::new().mode(0o700).create(&path).at("create", &path)?;
+            return Ok(Session { path, lock, _held: held, idle: Mutex::default() });
+        }
+    }
+
+    fn directory(&self) -> Result<PathBuf, StoreError> {
+        let mut idle = self.idle.lock().expect("no holder panics");
+        if let Some(path) = idle.0.pop() {
+            return Ok(path);
+        }
+        let path = self.path.join(idle.1.to_string());
+        idle.1 += 1;
+        DirBuilder::new().mode(0o700).create(&path).at("create", &path)?;
+        Ok(path)
+    }
+
+    fn give_back(&self, path: PathBuf) {
+        self.idle.lock().expect("no holder panics").0.push(path);
     }
 }
 
-fn try_lock(path: &Path) -> Result<Option<Lock>, StoreError> {
+impl Drop for Session {
+    fn drop(&mut self) {
+        match files::remove_tree(&self.path) {
+            Ok(()) => remove_lock(&self.lock),
+            Err(error) => tracing::warn!(%error, "scratch directories stay behind"),
+        }
+    }
+}
+
+/// Locks the file beside a session's directory and returns its path; `None` if its process lives.
+fn hold(session: &Path) -> Result<Option<(Flock<File>, PathBuf)>, StoreError> {
+    let path = session.with_extension("lock");
     loop {
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
-            .open(path)
-            .at("open", path)?;
+            .open(&path)
+            .at("open", &path)?;
         let held = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(held) => held,
             Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
-            Err((_, error)) => return Err(error).at("lock", path),
+            Err((_, error)) => return Err(error).at("lock", &path),
         };
         // The last holder may have removed the file between opening and locking.
-        let ours = held.metadata().at("read", path)?;
-        if fs::metadata(path).is_ok_and(|current| current.ino() == ours.ino()) {
-            return Ok(Some(Lock { path: path.to_owned(), _held: held }));
+        let ours = held.metadata().at("read", &path)?;
+        if fs::metadata(&path).is_ok_and(|current| current.ino() == ours.ino()) {
+            return Ok(Some((held, path)));
         }
+    }
+}
+
+/// Removes a lock's file while the lock is held: whoever waits for it then finds that it is no
+/// longer the one in the directory.
+fn remove_lock(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        tracing::debug!(path = %path.display(), %error, "a lock's file stays behind");
     }
 }

@@ -4,12 +4,14 @@
 //! Files are copied (reflinked where the file system can), never linked: changing a root
 //! filesystem can't hurt the store, and a file's link count says nothing of who else uses it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 use rayon::prelude::*;
@@ -146,6 +148,7 @@ impl Store {
         }
         let scratch = self.scratch()?;
         let staged = scratch.path().join("composed");
+        fs::create_dir(&staged).at("create", &staged)?;
         composition.write(&staged, Style::Frozen)?;
         // It is trusted by its name from now on.
         self.committer.sync()?;
@@ -193,30 +196,26 @@ impl Composition {
     pub fn materialise(mut self, directory: &Path) -> Result<Materialised, StoreError> {
         check_empty(directory)?;
         self.add_base_layout();
-        let parent = match directory.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let staged = parent.join(files::temporary_name());
-        let written = self.write(&staged, Style::Rootfs).and_then(|size_bytes| {
-            let unapplied_permissions = self.apply_permissions(&staged)?;
+        let staging = Staging::beside(directory)?;
+        let staged = &staging.path;
+        let written = self.write(staged, Style::Rootfs).and_then(|size_bytes| {
+            let unapplied_permissions = self.apply_permissions(staged)?;
             for path in STICKY {
                 let path = staged.join(path);
                 fs::set_permissions(&path, fs::Permissions::from_mode(0o1777))
                     .at("change", &path)?;
             }
-            fs::rename(&staged, directory).at("rename to", directory)?;
+            fs::rename(staged, directory).at("rename to", directory)?;
             Ok(Materialised { digest: self.digest(), size_bytes, unapplied_permissions })
         });
         if written.is_err() {
-            files::remove_tree(&staged)?;
+            files::remove_tree(staged)?;
         }
         written
     }
 
-    /// Writes the composition to the new directory `to`.
+    /// Writes the composition to the empty directory `to`.
     fn write(&self, to: &Path, style: Style) -> Result<u64, StoreError> {
-        fs::create_dir(to).at("create", to)?;
         let size_bytes = self.write_node(self.root(), Path::new(""), to, style)?;
         finish_directory(to, Style::Rootfs)?;
         Ok(size_bytes)
@@ -318,6 +317,54 @@ impl Composition {
     }
 }
 
+/// Where a root filesystem is written before it gets its name: `.<name>.srp-<pid>-<n>` beside it,
+/// locked for as long as its process lives.
+struct Staging {
+    path: PathBuf,
+    _held: Flock<File>,
+}
+
+impl Staging {
+    /// A new one for `directory`. Those that killed processes left of it are removed.
+    fn beside(directory: &Path) -> Result<Staging, StoreError> {
+        let parent = match directory.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let name = directory.file_name().unwrap_or_default();
+        let prefix = [b".", name.as_bytes(), b".srp-"].concat();
+        for entry in fs::read_dir(parent).at("list", parent)? {
+            let entry = entry.at("list", parent)?;
+            if entry.file_name().as_bytes().starts_with(&prefix)
+                && let Some(_held) = hold(&entry.path())?
+            {
+                files::remove_tree(&entry.path())?;
+            }
+        }
+        let mut name = std::ffi::OsStr::from_bytes(&prefix).to_owned();
+        name.push(files::temporary_name().trim_start_matches('.'));
+        let path = parent.join(name);
+        fs::create_dir(&path).at("create", &path)?;
+        // Nobody but who writes to the same directory at this moment could have been faster.
+        let busy = || std::io::Error::from(ErrorKind::ResourceBusy);
+        let _held = hold(&path)?.ok_or_else(busy).at("lock", &path)?;
+        Ok(Staging { path, _held })
+    }
+}
+
+/// Locks a directory; `None` if it is none, or if somebody has it locked.
+fn hold(directory: &Path) -> Result<Option<Flock<File>>, StoreError> {
+    let Ok(file) = files::open_plain(directory) else { return Ok(None) };
+    if !file.metadata().at("read", directory)?.is_dir() {
+        return Ok(None);
+    }
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(held) => Ok(Some(held)),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, error)) => Err(error).at("lock", directory),
+    }
+}
+
 /// Whether neither `file` nor any directory between it and `root` is a symlink.
 fn is_plain(root: &Path, file: &Path) -> Result<bool, StoreError> {
     for path in file.ancestors().take_while(|path| *path != root) {
@@ -366,6 +413,7 @@ fn set_time(path: &Path) -> Result<(), StoreError> {
 impl crate::compose::Provider {
     /// Whether the object is a stage, which has no part in a root itself.
     fn is_manifest(&self) -> bool {
-        self.path.join(Manifest::path(&self.object.name)).exists()
+        let path = Manifest::path(&self.object.name);
+        self.listing().find(path.as_os_str().as_bytes()).is_some()
     }
 }

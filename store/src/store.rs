@@ -17,6 +17,7 @@ use crate::encode::Canonical;
 use crate::error::{IoContext, StoreError};
 use crate::files;
 use crate::listing::Listing;
+use crate::lock::Session;
 use crate::object::{ObjectName, ReferenceKind};
 use crate::realisation::{Claim, Realisation};
 
@@ -48,7 +49,10 @@ pub struct Store {
     root: PathBuf,
     writable: bool,
     pub(crate) committer: Committer,
+    /// Made when it is first needed.
+    pub(crate) session: Mutex<Option<Arc<Session>>>,
     listings: Mutex<HashMap<Digest, Arc<Listing>>>,
+    infos: Mutex<HashMap<ObjectId, Info>>,
 }
 
 /// How a store is opened.
@@ -58,6 +62,9 @@ pub enum Access {
     Read,
     /// For writing too: by its owner; it is made if there is none.
     Write,
+    /// As `Write`, without ever waiting for the disk. A process that is killed still leaves whole
+    /// objects or none; after a power cut the store may name trees that are damaged or not there.
+    WriteUnsynced,
 }
 
 impl Store {
@@ -67,11 +74,13 @@ impl Store {
     /// [`StoreError::Missing`] (reading), [`StoreError::NotAStore`], [`StoreError::Format`],
     /// [`StoreError::Owner`], or what the system says.
     pub fn open(root: &Path, access: Access) -> Result<Store, StoreError> {
-        let writable = access == Access::Write;
+        let (writable, synced) = (access != Access::Read, access != Access::WriteUnsynced);
         let meta = root.join("meta");
         match fs::read_to_string(&meta) {
             Ok(text) => check_format(root, &text)?,
-            Err(error) if error.kind() == ErrorKind::NotFound && writable => create(root)?,
+            Err(error) if error.kind() == ErrorKind::NotFound && writable => {
+                create(root, synced)?;
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 return Err(StoreError::Missing { path: root.to_owned() });
             }
@@ -87,10 +96,12 @@ impl Store {
             nix::unistd::access(&locks, nix::unistd::AccessFlags::W_OK).at("write to", &locks)?;
         }
         let store = Store {
-            committer: Committer::new(root),
+            committer: Committer::new(root, synced),
             root: root.to_owned(),
             writable,
+            session: Mutex::default(),
             listings: Mutex::default(),
+            infos: Mutex::default(),
         };
         Ok(store)
     }
@@ -125,9 +136,17 @@ impl Store {
         self.root.join("logs").join(format!("{resolved}.log"))
     }
 
-    /// An object's record.
+    /// An object's record. Kept in memory: it never changes, and every build asks for those of its
+    /// inputs.
     pub fn info(&self, id: &ObjectId) -> Result<Info, StoreError> {
-        self.find_info(id)?.ok_or_else(|| StoreError::NoObject { id: *id, path: self.root.clone() })
+        if let Some(info) = self.infos.lock().expect("no holder panics").get(id) {
+            return Ok(info.clone());
+        }
+        let found = self.find_info(id)?;
+        let info =
+            found.ok_or_else(|| StoreError::NoObject { id: *id, path: self.root.clone() })?;
+        self.infos.lock().expect("no holder panics").insert(*id, info.clone());
+        Ok(info)
     }
 
     /// An object's record, if the object is in the store.
@@ -315,7 +334,7 @@ impl Store {
 }
 
 /// Makes an empty store. What makes it one, `meta`, is written last.
-fn create(root: &Path) -> Result<(), StoreError> {
+fn create(root: &Path, synced: bool) -> Result<(), StoreError> {
     // What a crash in the middle of this function left is no reason to refuse.
     let ours = |name: &str| {
         name.starts_with('.') || DIRECTORIES.iter().any(|it| it.split('/').next() == Some(name))
@@ -332,6 +351,9 @@ fn create(root: &Path) -> Result<(), StoreError> {
     let meta = root.join("meta");
     let staged =
         files::stage_file(&meta, format!("srp store\nformat {FORMAT}\n").as_bytes(), 0o644)?;
+    if !synced {
+        return files::place(&staged, &meta);
+    }
     File::open(&staged).and_then(|file| file.sync_all()).at("sync", &staged)?;
     files::place(&staged, &meta)?;
     files::sync_directory(root)
@@ -526,7 +548,9 @@ mod tests {
                 });
             }
         });
-        assert!(fs::read_dir(store.directory("tmp")).expect("readable").next().is_none());
+        let tmp = store.directory("tmp");
+        drop(store);
+        assert!(fs::read_dir(tmp).expect("readable").next().is_none());
     }
 
     #[test]
@@ -534,9 +558,49 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let store = open(&directory);
         let hash = ResolvedHash::from_bytes([1; 32]);
-        let held = store.lock(&hash, &mut || false).expect("no error").expect("locked");
-        assert!(store.lock(&hash, &mut || false).expect("no error").is_none());
+        let held = store.lock(&hash).expect("no error").expect("locked");
+        // Neither another thread nor another process gets it, and it is of no other derivation.
+        assert!(store.lock(&hash).expect("no error").is_none());
+        assert!(open(&directory).lock(&hash).expect("no error").is_none());
+        let other = ResolvedHash::from_bytes([2; 32]);
+        assert!(store.lock(&other).expect("no error").is_some());
         drop(held);
-        assert!(store.lock(&hash, &mut || false).expect("no error").is_some());
+        assert!(store.lock(&hash).expect("no error").is_some());
+    }
+
+    #[test]
+    fn a_scratch_directory_is_empty_again_when_it_is_used_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = open(&directory);
+        let first = store.scratch().expect("a scratch directory");
+        let second = store.scratch().expect("another");
+        assert_ne!(first.path(), second.path());
+        fs::create_dir_all(first.path().join("build/deep")).expect("created");
+        let path = first.path().to_owned();
+        drop(first);
+        let third = store.scratch().expect("a scratch directory");
+        assert_eq!(third.path(), path);
+        assert_eq!(fs::read_dir(&path).expect("readable").count(), 0);
+        let mode = fs::metadata(&path).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_swept_and_what_a_living_one_has_is_not() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = open(&directory);
+        let living = store.scratch().expect("a scratch directory");
+        let tmp = store.directory("tmp");
+        // One died with a directory, one before it had made one, one of an older srp.
+        fs::create_dir_all(tmp.join("1-0/0/build")).expect("created");
+        for lock in ["1-0.lock", "2-0.lock"] {
+            fs::write(tmp.join(lock), "").expect("written");
+        }
+        fs::create_dir(tmp.join("3-0")).expect("created");
+        open(&directory).sweep().expect("swept");
+        assert!(living.path().is_dir());
+        assert_eq!(fs::read_dir(&tmp).expect("readable").count(), 2, "the living one's");
+        drop((living, store));
+        assert_eq!(fs::read_dir(&tmp).expect("readable").count(), 0);
     }
 }

@@ -6,6 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::support::host::{eventually, mark, processes_with};
+use crate::support::place::list;
 use crate::support::{Place, Run};
 
 /// Starts srp on a build that sleeps, and waits until it does.
@@ -61,6 +62,36 @@ fn an_interrupted_srp_cleans_up_and_says_so() {
         assert_eq!(processes_with(&mark), Vec::<u32>::new());
         place.assert_tidy();
         assert_eq!(place.planned("t.x"), ["slow"]);
+    }
+}
+
+#[test]
+fn a_rootfs_that_a_killed_srp_had_begun_is_removed_by_the_next() {
+    let place = Place::new(
+        r#"return {"": sh("big", "for i in $(seq 200); do dd if=/dev/urandom of=$out/usr/$i bs=512k count=1; done")}"#,
+    );
+    place.realise("t.x");
+    // The second signal ends srp at once, as if it were killed.
+    for (place_of_root, signals) in
+        [("killed", &[Signal::SIGKILL][..]), ("interrupted", &[Signal::SIGINT, Signal::SIGTERM])]
+    {
+        // Left alone: it only looks like one.
+        let alike = place.path(place_of_root).join(".root.srp");
+        place.write(&format!("{place_of_root}/.root.srp"), "precious");
+        let root = place.path(place_of_root).join("root");
+        let begun = || list(&place.path(place_of_root)).len() > 1;
+        let arguments = ["realise", "t.x", "--rootfs", root.to_str().unwrap()];
+        let mut command = place.command(&arguments);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        assert!(eventually(begun), "it never began");
+        for signal in signals {
+            send(&child, *signal);
+        }
+        child.wait().unwrap();
+        assert!(!root.exists(), "it was done before it was killed");
+        assert!(begun(), "nothing was left: the test tests nothing");
+        place.srp(&arguments).succeeded();
+        assert_eq!(list(&place.path(place_of_root)), [alike, root]);
     }
 }
 

@@ -66,6 +66,25 @@ fn the_next_place_is_tried() {
 }
 
 #[test]
+fn a_mirror_that_stalls_gives_way_to_the_next() {
+    let slow = Server::crawling();
+    let good = Server::of(b"found\n".to_vec());
+    let urls = |urls: &[String]| source(good.sha256(), &urls.join("\", \""));
+    let place = Place::new(&urls(&[slow.url(), good.url()]));
+    let run = place.srp(&["realise", "t.x"]).succeeded();
+    run.says(&[
+        "source came from elsewhere, because ",
+        &slow.url(),
+        "too slow: fewer than 1024 bytes",
+    ]);
+    // Where there is no other, that is the error.
+    let place = Place::new(&urls(&[slow.url()]));
+    let run = place.srp(&["realise", "t.x"]).exited(3);
+    run.says(&["failed: source: ", &slow.url(), "too slow: fewer than 1024 bytes a second"]);
+    place.assert_tidy();
+}
+
+#[test]
 fn unknown_mirrors_are_named() {
     let place = Place::new(&source(&"cd".repeat(32), "mirror://nowhere/x"));
     let run = place.srp(&["realise", "t.x"]).exited(3);

@@ -8,11 +8,12 @@ use std::process::Command;
 use crate::support::host::{NOBODY, as_nobody, give, is_root, skipped};
 use crate::support::{Place, Run, place, seed};
 
-/// Whatever could differ between users and machines is written into the output; but for /proc, whose
-/// link count is the host's number of processes, by no choice of anybody but the kernel.
+/// Whatever could differ between users and machines is written into the output; but for the link
+/// count of /proc, which is the host's number of processes, by no choice of anybody but the kernel,
+/// and the time of /tmp, which is now.
 const CURIOUS: &str = r##"
 curious = sh("curious", """
-    { id; hostname; pwd; umask; env | sort; date +%Y; uname -m; nproc > /dev/null; ls -ln / /usr/bin | grep -v ' proc$' | head -50; } | sed 's,/srp/,/SRP/,g' > $out/usr/seen
+    { id; hostname; pwd; umask; env | sort; date +%Y; uname -m; nproc > /dev/null; stat -c '%n %a %u %g %h' /tmp /srp/build /srp/out; ls -ln / /usr/bin | grep -v -e ' proc$' -e ' tmp$' | head -50; } | sed 's,/srp/,/SRP/,g' > $out/usr/seen
     mkdir -p $out/usr/bin $out/usr/lib/deep/er "$out/usr/lib/a name"
     cp /usr/bin/busybox $out/usr/bin/prog; chmod 4711 $out/usr/bin/prog 2> /dev/null || chmod 711 $out/usr/bin/prog
     ln -s ../lib/deep $out/usr/bin/relative; ln -s /usr/lib/deep $out/usr/bin/absolute
@@ -47,11 +48,15 @@ fn users_and_places_make_no_difference() {
     let first = realised(&here, srp, "rootfs", None);
     assert_eq!(first.1.len(), 64, "{first:?}");
 
-    // The same user, another directory, given as a link.
+    // The same user with another umask, another directory, given as a link.
     let there = Place::new(CURIOUS);
     fs::create_dir_all(there.path("a long way/down")).unwrap();
     std::os::unix::fs::symlink("a long way/down", there.store()).unwrap();
-    assert_eq!(realised(&there, srp, "rootfs", None), first);
+    let script = format!("#!/bin/sh\numask 077\nexec '{}' \"$@\"\n", srp.display());
+    there.write("srp", &script);
+    let private = there.path("srp");
+    fs::set_permissions(&private, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(realised(&there, &private, "rootfs", None), first);
 
     if !is_root() {
         skipped("the same paths as another user", "only root can become one");

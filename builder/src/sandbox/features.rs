@@ -235,7 +235,7 @@ fn advice(probe: Probe, errno: Errno, host: &Host) -> Option<String> {
         Probe::Overlay | Probe::WritableOverlay if errno == Errno::EPERM => {
             "overlayfs in a user namespace needs Linux 5.11"
         }
-        Probe::MountAttributes | Probe::Resolution if errno == Errno::ENOSYS => {
+        Probe::MountAttributes | Probe::Resolution | Probe::IdMap if errno == Errno::ENOSYS => {
             "Linux 5.12 is needed"
         }
         Probe::Binfmt if errno == Errno::EPERM => {
@@ -390,6 +390,7 @@ mod tests {
         assert!(advise(Probe::UserNamespace, Errno::EINVAL, host).contains("WSL"));
         assert!(advise(Probe::Binfmt, Errno::EPERM, Host::default()).contains("6.7"));
         assert!(advise(Probe::IdMap, Errno::EINVAL, Host::default()).contains("ext4"));
+        assert!(advise(Probe::IdMap, Errno::ENOSYS, Host::default()).contains("5.12"));
     }
 
     #[test]
