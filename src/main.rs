@@ -8,6 +8,7 @@
 
 mod add;
 mod building;
+mod cache;
 mod closure;
 mod config;
 mod context;
@@ -17,6 +18,8 @@ mod goals;
 mod help;
 mod instantiate;
 mod interrupt;
+mod key;
+mod keyring;
 mod list;
 mod log;
 mod options;
@@ -78,6 +81,8 @@ fn run(options: options::GlobalOptions, command: &Command) -> CommandResult<u8> 
         Command::Add(arguments) => add::run(context, arguments).map(done),
         Command::Root(command) => root::run(context, command).map(done),
         Command::Source(command) => source::run(context, command).map(done),
+        Command::Key(command) => key::run(context, command).map(done),
+        Command::Cache(command) => cache::run(context, command).map(done),
         Command::Doctor(arguments) => doctor::run(context, arguments).map(done),
         Command::Completions(arguments) => help::completions(arguments).map(done),
         Command::Man(arguments) => help::man(arguments).map(done),

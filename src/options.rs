@@ -6,7 +6,9 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::error::EXIT_CODES;
 use crate::style::Color;
-use crate::{add, closure, doctor, help, instantiate, list, log, realise, root, shell, show};
+use crate::{
+    add, cache, closure, doctor, help, instantiate, key, list, log, realise, root, shell, show,
+};
 use crate::{source, why_depends};
 
 /// Turns definitions into store objects: pinned sources, built in sandboxes, composed into roots
@@ -97,6 +99,10 @@ pub(crate) enum Command {
     Root(root::Command),
     #[command(subcommand)]
     Source(source::Command),
+    #[command(subcommand)]
+    Cache(cache::Command),
+    #[command(subcommand)]
+    Key(key::Command),
     Doctor(doctor::Arguments),
     Completions(help::CompletionsArguments),
     Man(help::ManArguments),

@@ -8,6 +8,7 @@
 mod support;
 
 mod cases {
+    mod cache;
     mod command_line;
     mod concurrency;
     mod crash;

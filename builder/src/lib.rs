@@ -7,6 +7,7 @@ pub mod cancel;
 mod event;
 pub mod fetch;
 pub mod jobserver;
+pub mod remote;
 pub mod sandbox;
 pub mod scan;
 pub mod unpack;
@@ -20,6 +21,7 @@ mod request;
 mod roots;
 mod runner;
 mod shell;
+pub mod substitute;
 mod work;
 
 pub use build::SANDBOX_PATHS;

@@ -38,6 +38,10 @@ pub struct Options {
     pub cores: usize,
     /// How many sources are fetched at once, at most.
     pub fetches: usize,
+    /// How many derivations are substituted at once, at most.
+    pub substitutions: usize,
+    /// Whether nothing may be built: what no cache has is a failure.
+    pub no_build: bool,
     /// Whether the rest goes on after a failure.
     pub keep_going: bool,
     /// How long a build may take unless it says otherwise.
@@ -171,6 +175,9 @@ pub enum FailureCause {
         /// What is missing.
         features: String,
     },
+    /// It would have to be built, and that was ruled out.
+    #[error("no cache has it, and nothing may be built")]
+    NoBuild,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -216,6 +223,12 @@ pub enum RealiseError {
         name: String,
         /// The input's hash.
         input: StaticHash,
+    },
+    /// Something would have to be built, and that was ruled out.
+    #[error("nothing may be built, and no cache has {}", names.join(", "))]
+    NoBuild {
+        /// The derivations' names.
+        names: Vec<String>,
     },
     /// A derivation needs itself.
     #[error("the derivation {name} needs itself")]

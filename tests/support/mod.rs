@@ -4,6 +4,7 @@
 //! nor the user's configuration. Nothing in it is a mock: the program is the one that cargo built.
 
 pub(crate) mod host;
+pub(crate) mod nginx;
 pub(crate) mod place;
 pub(crate) mod seed;
 pub(crate) mod server;

@@ -1,0 +1,141 @@
+//! Transferring: an offer's objects into the store, then the claim.
+//!
+//! Several objects come at a time, each once however many offers need it. What one cache can't
+//! bring, or brings wrong, is asked of the next: an object's id says what it is, whoever has it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use srp_store::cache::{Fetcher, Holdings};
+use srp_store::{ObjectId, Registration, Store, StoreError};
+
+use crate::substitute::offer::{Offer, Part};
+use crate::substitute::substituters::Substituters;
+
+/// So many objects of one offer come at a time.
+const OBJECTS: usize = 4;
+
+/// Why an offer did not come.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TransferError {
+    /// No cache could bring it; what there is to say of them was said.
+    #[error("no cache could bring {object}")]
+    Unavailable {
+        /// What was missing.
+        object: String,
+    },
+    /// This machine failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Substituters {
+    /// Fetches what an offer needs and adopts it. `progress` is told how many bytes have come.
+    pub(crate) fn transfer(
+        &self,
+        store: &Store,
+        offer: &Offer,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), TransferError> {
+        let next = AtomicUsize::new(0);
+        let bytes = Arc::new(AtomicU64::new(0));
+        let work = || {
+            while let Some(part) = offer.parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let fetched = self.once(store, part, &bytes);
+                progress(bytes.load(Ordering::Relaxed));
+                if fetched.is_err() {
+                    next.store(offer.parts.len(), Ordering::Relaxed);
+                }
+                fetched?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                (0..OBJECTS.min(offer.parts.len())).map(|_| scope.spawn(work)).collect();
+            let ended: Vec<Result<(), TransferError>> =
+                threads.into_iter().map(|it| it.join().expect("transfers don't panic")).collect();
+            ended.into_iter().collect::<Result<(), _>>()
+        })?;
+        store.adopt(&offer.statement, &offer.evidence)?;
+        if offer.statement.derivation != offer.derivation {
+            // Another derivation with the same resolved hash was stated: what it came out as is this
+            // one's, too.
+            let mut registration = Registration::default();
+            registration.claim(store, &offer.derivation, &offer.claim);
+            store.commit(registration)?;
+        }
+        Ok(())
+    }
+
+    /// Fetches an object unless another thread is at it; then waits for that.
+    fn once(
+        &self,
+        store: &Store,
+        part: &Part,
+        bytes: &Arc<AtomicU64>,
+    ) -> Result<(), TransferError> {
+        let id = part.record.object.id();
+        {
+            let flights = self.flights.lock().expect("no holder panics");
+            let mut flights = self
+                .landed
+                .wait_while(flights, |flights| flights.contains(&id))
+                .expect("no holder panics");
+            flights.insert(id);
+        }
+        let fetched = self.object(store, &id, part, bytes);
+        self.flights.lock().expect("no holder panics").remove(&id);
+        self.landed.notify_all();
+        fetched
+    }
+
+    fn object(
+        &self,
+        store: &Store,
+        id: &ObjectId,
+        part: &Part,
+        bytes: &Arc<AtomicU64>,
+    ) -> Result<(), TransferError> {
+        if store.contains(id)? {
+            return Ok(());
+        }
+        let others = (0..self.sites.len()).filter(|site| *site != part.site);
+        for number in std::iter::once(part.site).chain(others) {
+            if self.cancel.is_cancelled() {
+                break;
+            }
+            let site = &self.sites[number];
+            let deltas = self.deltas.lock().expect("no holder panics").get(&number).cloned();
+            let counted = Arc::clone(bytes);
+            let holdings = self.holdings(store)?;
+            let came = site.ask(|cache| {
+                let record = if number == part.site {
+                    Some(part.record.clone())
+                } else {
+                    cache.object(id)?
+                };
+                let Some(record) = record else { return Ok(None) };
+                Fetcher::new(store, cache, holdings)
+                    .with_deltas(&deltas.unwrap_or_default())
+                    .with_progress(Arc::new(move |more| {
+                        counted.fetch_add(more, Ordering::Relaxed);
+                    }))
+                    .fetch(&record)
+                    .map(Some)
+            })?;
+            if came.is_some() {
+                return Ok(());
+            }
+        }
+        Err(TransferError::Unavailable { object: part.record.object.path_name().to_string() })
+    }
+
+    fn holdings(&self, store: &Store) -> Result<Arc<Holdings>, StoreError> {
+        if let Some(holdings) = self.holdings.get() {
+            return Ok(Arc::clone(holdings));
+        }
+        let holdings = Arc::new(Holdings::of_store(store)?);
+        Ok(Arc::clone(self.holdings.get_or_init(|| holdings)))
+    }
+}
