@@ -198,11 +198,14 @@ fn substituters(
     cancel: &CancelToken,
 ) -> CommandResult<Option<Substituters>> {
     let caches = &context.config.caches;
-    if effort.no_substitute || caches.is_empty() {
+    let imported = srp_store::cache::imported(&context.store_path()?);
+    if effort.no_substitute || (caches.is_empty() && imported.is_none()) {
         return Ok(None);
     }
     let connections = connections();
-    let mut upstreams = Vec::new();
+    // What was imported is asked first: it is here.
+    let imported = imported.map(|remote| Upstream { remote, trusted_outright: true });
+    let mut upstreams: Vec<Upstream> = imported.into_iter().collect();
     for cache in caches {
         let remote = connections.open(&cache.url).map_err(|error| {
             CommandError::chain(ExitCode::User, error).hint("see [[caches]] in the configuration")

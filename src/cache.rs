@@ -6,14 +6,15 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
+use srp_store::RootName;
 use srp_store::cache::{Cache, Published, Publisher, Retention, Scope, SecretKey};
-use srp_store::{Name, RootName};
 
 use crate::building;
 use crate::context::Context;
 use crate::error::{CommandError, CommandResult, ExitCode};
 use crate::goals::Goals;
 use crate::keyring::Keyring;
+use crate::signing;
 use crate::target::{Target, realised};
 use crate::terminal;
 
@@ -128,7 +129,7 @@ fn push(context: &Context, arguments: &Push) -> CommandResult {
     let store = context.store()?;
     let key = signing_key(context, arguments)?;
     let cache = Cache::create(remote(&arguments.to)?)?;
-    let builder = key.as_ref().map_or("unsigned", |key| key.name().as_str());
+    let builder = signing::builder(key.as_ref());
     let publisher = Publisher::new(&store, &cache, key.as_ref(), builder);
     let scope = if arguments.inputs { Scope::Inputs } else { Scope::Closure };
     let mut answers: Vec<Value> = Vec::new();
@@ -167,30 +168,12 @@ fn signing_key(context: &Context, arguments: &Push) -> CommandResult<Option<Secr
     if arguments.unsigned {
         return Ok(None);
     }
-    let keyring = Keyring::of(context)?;
-    let name = match &arguments.key {
-        Some(name) => name.clone(),
-        None => {
-            let mut names = keyring.secrets()?;
-            match (names.pop(), names.is_empty()) {
-                (Some(name), true) => name,
-                (Some(_), false) => {
-                    return Err(CommandError::user("there are several keys that could sign")
-                        .hint("name one by --key NAME; srp key list shows them"));
-                }
-                (None, _) => {
-                    return Err(CommandError::user("there is no key to sign with")
-                        .hint("srp key generate NAME makes one; --unsigned does without"));
-                }
-            }
-        }
+    let key = signing::signer(context, arguments.key.as_deref())?;
+    let none = || {
+        CommandError::user("there is no key to sign with")
+            .hint("srp key generate NAME makes one; --unsigned does without")
     };
-    // A name is one component of a path.
-    let name: Name = name.parse().map_err(|_| {
-        CommandError::user(format!("{name:?} is not the name of a key"))
-            .hint("srp key list shows them")
-    })?;
-    Ok(Some(SecretKey::read(&keyring.secret_path(name.as_str()))?))
+    key.map(Some).ok_or_else(none)
 }
 
 fn in_words(published: &Published) -> String {

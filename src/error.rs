@@ -10,7 +10,7 @@ use std::io::Write as _;
 use srp_builder::{FailureCause, RealiseError};
 use srp_eval::{DefinitionsError, EvalError};
 use srp_store::StoreError;
-use srp_store::cache::{CacheError, KeyError, Severity};
+use srp_store::cache::{CacheError, ExportError, ImportError, KeyError, Severity};
 
 use crate::style::Style;
 
@@ -190,6 +190,37 @@ impl From<CacheError> for CommandError {
             Some(hint) => error.hint(hint),
             None => error,
         }
+    }
+}
+
+impl From<ExportError> for CommandError {
+    fn from(error: ExportError) -> CommandError {
+        match error {
+            ExportError::Cache(error) => error.into(),
+            error => CommandError::chain(ExitCode::User, error),
+        }
+    }
+}
+
+impl From<ImportError> for CommandError {
+    fn from(error: ImportError) -> CommandError {
+        let (code, hint) = match error {
+            ImportError::Cache(error) => {
+                let hint = match error.severity() {
+                    Severity::Local => "what had come whole is kept: import again for the rest",
+                    _ => "what had come whole before is kept; import a sound copy",
+                };
+                return CommandError::from(error).hint(hint);
+            }
+            ImportError::Damaged { .. } => {
+                (ExitCode::Integrity, "what had come whole before is kept; import a sound copy")
+            }
+            ImportError::NotAnExport { .. } => (ExitCode::User, "srp export writes exports"),
+            ImportError::Truncated { .. } | ImportError::Read { .. } => {
+                (ExitCode::User, "import the whole of it: what is here is passed over")
+            }
+        };
+        CommandError::chain(code, error).hint(hint)
     }
 }
 

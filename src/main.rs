@@ -14,20 +14,24 @@ mod config;
 mod context;
 mod doctor;
 mod error;
+mod export;
 mod goals;
 mod help;
+mod import;
 mod instantiate;
 mod interrupt;
 mod key;
 mod keyring;
 mod list;
 mod log;
+mod meter;
 mod options;
 mod progress;
 mod realise;
 mod root;
 mod shell;
 mod show;
+mod signing;
 mod source;
 mod style;
 mod target;
@@ -81,6 +85,8 @@ fn run(options: options::GlobalOptions, command: &Command) -> CommandResult<u8> 
         Command::Add(arguments) => add::run(context, arguments).map(done),
         Command::Root(command) => root::run(context, command).map(done),
         Command::Source(command) => source::run(context, command).map(done),
+        Command::Export(arguments) => export::run(context, arguments).map(done),
+        Command::Import(arguments) => import::run(context, arguments).map(done),
         Command::Key(command) => key::run(context, command).map(done),
         Command::Cache(command) => cache::run(context, command).map(done),
         Command::Doctor(arguments) => doctor::run(context, arguments).map(done),

@@ -7,9 +7,9 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use crate::error::EXIT_CODES;
 use crate::style::Color;
 use crate::{
-    add, cache, closure, doctor, help, instantiate, key, list, log, realise, root, shell, show,
+    add, cache, closure, doctor, export, help, import, instantiate, key, list, log, realise, root,
 };
-use crate::{source, why_depends};
+use crate::{shell, show, source, why_depends};
 
 /// Turns definitions into store objects: pinned sources, built in sandboxes, composed into roots
 #[derive(Debug, Parser)]
@@ -101,6 +101,8 @@ pub(crate) enum Command {
     Source(source::Command),
     #[command(subcommand)]
     Cache(cache::Command),
+    Export(export::Arguments),
+    Import(import::Arguments),
     #[command(subcommand)]
     Key(key::Command),
     Doctor(doctor::Arguments),

@@ -205,13 +205,14 @@ fn dry_run(
         let derivation = &graph.derivations[&hash];
         if let Some(offer) = plan.offers.get(&hash) {
             let caches: Vec<&str> = offer.caches().into_iter().collect();
-            terminal::say(&format!(
-                "substitute  {}  {}  ({} from {})",
-                short(&hash),
-                derivation.name,
-                indicatif::HumanBytes(offer.bytes()),
-                caches.join(", ")
-            ));
+            let from = match caches.is_empty() {
+                true => "it is here".to_owned(),
+                false => {
+                    format!("{} from {}", indicatif::HumanBytes(offer.bytes()), caches.join(", "))
+                }
+            };
+            let name = &derivation.name;
+            terminal::say(&format!("substitute  {}  {name}  ({from})", short(&hash)));
             continue;
         }
         let verb = match derivation.action {

@@ -13,6 +13,7 @@ mod cases {
     mod concurrency;
     mod crash;
     mod cutoff;
+    mod export;
     mod failures;
     mod fetching;
     mod identity;

@@ -1,5 +1,6 @@
 //! Publishing and fetching together: a cache in memory that counts, breaks and lies.
 
+mod export;
 mod faults;
 mod memory;
 mod upkeep;
