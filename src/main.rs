@@ -26,9 +26,11 @@ mod list;
 mod log;
 mod meter;
 mod options;
+mod page;
 mod progress;
 mod realise;
 mod root;
+mod serve;
 mod shell;
 mod show;
 mod signing;
@@ -87,6 +89,7 @@ fn run(options: options::GlobalOptions, command: &Command) -> CommandResult<u8> 
         Command::Source(command) => source::run(context, command).map(done),
         Command::Export(arguments) => export::run(context, arguments).map(done),
         Command::Import(arguments) => import::run(context, arguments).map(done),
+        Command::Serve(arguments) => serve::run(context, arguments).map(done),
         Command::Key(command) => key::run(context, command).map(done),
         Command::Cache(command) => cache::run(context, command).map(done),
         Command::Doctor(arguments) => doctor::run(context, arguments).map(done),

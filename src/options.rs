@@ -9,7 +9,7 @@ use crate::style::Color;
 use crate::{
     add, cache, closure, doctor, export, help, import, instantiate, key, list, log, realise, root,
 };
-use crate::{shell, show, source, why_depends};
+use crate::{serve, shell, show, source, why_depends};
 
 /// Turns definitions into store objects: pinned sources, built in sandboxes, composed into roots
 #[derive(Debug, Parser)]
@@ -34,6 +34,7 @@ Examples:
   srp realise stage1.aarch64-musl --rootfs ./root   build it, and write it as a root file system
   srp shell stage1.aarch64-musl.toolchain           a shell that has the cross compiler
   srp log stage1.aarch64-musl.check                 what a build printed
+  srp serve --listen 0.0.0.0:5757                   let other machines take what is built here
   srp doctor                                        whether this machine can build";
 
 /// The options of every subcommand.
@@ -103,6 +104,7 @@ pub(crate) enum Command {
     Cache(cache::Command),
     Export(export::Arguments),
     Import(import::Arguments),
+    Serve(serve::Arguments),
     #[command(subcommand)]
     Key(key::Command),
     Doctor(doctor::Arguments),

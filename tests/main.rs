@@ -19,7 +19,9 @@ mod cases {
     mod identity;
     mod machines;
     mod memory;
+    mod neighbours;
     mod realise;
     mod refusals;
+    mod serve;
     mod tidy;
 }

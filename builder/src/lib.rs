@@ -10,6 +10,7 @@ pub mod jobserver;
 pub mod remote;
 pub mod sandbox;
 pub mod scan;
+pub mod serve;
 pub mod unpack;
 
 mod build;

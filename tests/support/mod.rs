@@ -8,5 +8,6 @@ pub(crate) mod nginx;
 pub(crate) mod place;
 pub(crate) mod seed;
 pub(crate) mod server;
+pub(crate) mod serving;
 
 pub(crate) use place::{Place, Run};
