@@ -27,6 +27,18 @@ pub enum Domain {
     Record,
     /// An evaluation's key.
     Evaluation,
+    /// The id of a public key.
+    PublicKey,
+    /// What a derivation came out as, as a builder states it to others.
+    Statement,
+    /// A closure manifest of a binary cache.
+    Closure,
+    /// The newest closure manifest of a root in a binary cache.
+    Pointer,
+    /// An object's record in a binary cache (a checksum, not an identity).
+    ObjectRecord,
+    /// The name under which a machine remembers a binary cache.
+    CacheAddress,
 }
 
 impl Domain {
@@ -39,6 +51,12 @@ impl Domain {
             Domain::Resolved => "srp resolved derivation v1",
             Domain::Record => "srp record v1",
             Domain::Evaluation => "srp evaluation v1",
+            Domain::PublicKey => "srp public key v1",
+            Domain::Statement => "srp statement v1",
+            Domain::Closure => "srp closure manifest v1",
+            Domain::Pointer => "srp root pointer v1",
+            Domain::ObjectRecord => "srp cached object v1",
+            Domain::CacheAddress => "srp cache address v1",
         }
     }
 

@@ -33,7 +33,7 @@ pub trait Canonical: Sized {
 
     /// The value that is encoded by exactly `bytes`.
     fn from_canonical(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let mut decoder = Decoder { rest: bytes };
+        let mut decoder = Decoder::new(bytes);
         let value = Self::decode(&mut decoder)?;
         if decoder.rest.is_empty() { Ok(value) } else { Err(DecodeError::Trailing) }
     }
@@ -109,6 +109,16 @@ pub struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
+    /// Reads `bytes` from their beginning.
+    pub fn new(bytes: &'a [u8]) -> Decoder<'a> {
+        Decoder { rest: bytes }
+    }
+
+    /// What has not been read yet.
+    pub fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
     /// Bytes of a known length.
     pub fn raw(&mut self, length: usize) -> Result<&'a [u8], DecodeError> {
         let (head, rest) = self.rest.split_at_checked(length).ok_or(DecodeError::Truncated)?;

@@ -25,7 +25,7 @@ use crate::object::Permission;
 use crate::tree::{Directory, Entry, printable};
 
 /// The longest path in a tree, in bytes: programs can open it below a root of 96.
-const MAX_PATH_BYTES: usize = 4000;
+pub(crate) const MAX_PATH_BYTES: usize = 4000;
 const EPOCH: TimeSpec = TimeSpec::new(1, 0);
 
 /// What is kept of a tree beyond the rules for all.
@@ -282,12 +282,12 @@ fn hash(
     }
 }
 
-fn finish_file(file: &mut File, mode: u32) -> std::io::Result<()> {
+pub(crate) fn finish_file(file: &mut File, mode: u32) -> std::io::Result<()> {
     file.set_permissions(fs::Permissions::from_mode(mode))?;
     Ok(futimens(&*file, &EPOCH, &EPOCH)?)
 }
 
-fn finish_directory(path: &Path) -> Result<(), StoreError> {
+pub(crate) fn finish_directory(path: &Path) -> Result<(), StoreError> {
     let at = nix::fcntl::AT_FDCWD;
     utimensat(at, path, &EPOCH, &EPOCH, UtimensatFlags::NoFollowSymlink).at("change", path)
 }

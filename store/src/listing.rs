@@ -19,6 +19,17 @@ pub struct Listing {
     directories: HashMap<Digest, Directory>,
 }
 
+/// How much a tree is when it is written out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// Files, symlinks and directories below the root.
+    pub entries: u64,
+    /// The sum of all files' lengths.
+    pub size_bytes: u64,
+    /// The longest path below the root.
+    pub path_bytes: u64,
+}
+
 /// What a path in a tree leads to, symlinks not followed.
 #[derive(Clone, Copy, Debug)]
 pub enum Found<'a> {
@@ -87,6 +98,47 @@ impl Listing {
                 stack.push((path, directory.iter()));
             }
         }
+    }
+
+    /// How much the tree is when it is written out, found without writing or walking it.
+    ///
+    /// Equal directories are one in a listing, so a few hundred bytes can stand for 2^64 files:
+    /// whoever is about to walk a listing of foreign origin asks this first. Sums saturate.
+    pub fn extent(&self) -> Extent {
+        let mut done: HashMap<Digest, Extent> = HashMap::new();
+        // An explicit stack, as in `walk`: a directory is summed up after those that it holds.
+        let mut stack = vec![(self.root, false)];
+        while let Some((digest, below_is_done)) = stack.pop() {
+            let Some(directory) = self.directories.get(&digest) else { continue };
+            if done.contains_key(&digest) {
+                continue;
+            }
+            if !below_is_done {
+                stack.push((digest, true));
+                stack.extend(directory.iter().rev_directories().into_iter().map(|it| (it, false)));
+                continue;
+            }
+            let mut sum = Extent::default();
+            for (name, entry) in directory.iter() {
+                let mut longest = name.len() as u64;
+                sum.entries = sum.entries.saturating_add(1);
+                match entry {
+                    Entry::File { size_bytes, .. } => {
+                        sum.size_bytes = sum.size_bytes.saturating_add(*size_bytes);
+                    }
+                    Entry::Directory { digest } => {
+                        let below = done.get(digest).copied().unwrap_or_default();
+                        sum.entries = sum.entries.saturating_add(below.entries);
+                        sum.size_bytes = sum.size_bytes.saturating_add(below.size_bytes);
+                        longest = longest.saturating_add(1 + below.path_bytes);
+                    }
+                    Entry::Symlink { .. } => {}
+                }
+                sum.path_bytes = sum.path_bytes.max(longest);
+            }
+            done.insert(digest, sum);
+        }
+        done.get(&self.root).copied().unwrap_or_default()
     }
 
     /// The sum of all files' lengths.
@@ -201,6 +253,29 @@ mod tests {
         let mut paths = Vec::new();
         listing.walk(&mut |path, _| paths.push(String::from_utf8_lossy(path).into_owned()));
         assert_eq!(paths, ["a", "a/link", "a/run", "b", "b/link", "b/run"]);
+    }
+
+    #[test]
+    fn the_extent_of_a_bomb_is_told_without_walking_it() {
+        let listing = sample();
+        let extent = Extent { entries: 6, size_bytes: 6, path_bytes: 6 };
+        assert_eq!(listing.extent(), extent);
+        let mut directory = listing.root().clone();
+        let mut directories = HashMap::new();
+        for _ in 0..100 {
+            let digest = directory.digest();
+            directories.insert(digest, directory);
+            directory = Directory::default();
+            for name in [&b"x"[..], b"y"] {
+                directory.insert(name, Entry::Directory { digest }).expect("valid");
+            }
+        }
+        directories.extend(listing.directories);
+        let root = directory.digest();
+        directories.insert(root, directory);
+        let extent = Listing::new(root, directories).extent();
+        assert_eq!((extent.entries, extent.size_bytes), (u64::MAX, u64::MAX));
+        assert_eq!(extent.path_bytes, 206);
     }
 
     #[test]

@@ -96,6 +96,18 @@ text_newtype!(
 );
 
 text_newtype!(
+    /// What a GC root is called, here or in a binary cache: a directory's name.
+    RootName,
+    "root name",
+    "1 to 200 of the characters A-Z a-z 0-9 + - . _ and no dot first",
+    |text| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"+-._".contains(&byte);
+        (matches!(text.len(), 1..=200) && !text.starts_with('.') && text.bytes().all(allowed))
+            .then(|| text.to_owned())
+    }
+);
+
+text_newtype!(
     /// The name of one of a derivation's outputs: `out`, `dev`, `debug` …
     OutputName,
     "output name",

@@ -1,0 +1,68 @@
+//! Adopting: what others stated becomes what this store has chosen, and is kept as evidence.
+//!
+//! `statements/<resolved hash>/<key id>` of a store holds the statements by which it took what it
+//! didn't build. They are there before the claim is; whoever publishes passes them on, so that a
+//! chain of caches doesn't pretend to be a chain of builders.
+
+use std::fs;
+use std::io::ErrorKind;
+
+use crate::cache::sealed::Sealed;
+use crate::cache::statement::Statement;
+use crate::commit::Registration;
+use crate::digest::ResolvedHash;
+use crate::error::{IoContext, StoreError};
+use crate::files;
+use crate::store::Store;
+
+impl Store {
+    /// Registers an accepted statement's claim and realisation, and keeps `evidence`: the
+    /// statements, sealed, that led to it. The objects must be there.
+    pub fn adopt(
+        &self,
+        statement: &Statement,
+        evidence: &[Sealed<Statement>],
+    ) -> Result<(), StoreError> {
+        self.check_writable()?;
+        for object in statement.objects().values() {
+            if !self.contains(object)? {
+                return Err(StoreError::NoObject { id: *object, path: self.root().to_owned() });
+            }
+        }
+        let directory = self.directory("statements").join(statement.resolved.to_string());
+        fs::create_dir_all(&directory).at("create", &directory)?;
+        for sealed in evidence {
+            let name = sealed.signer().map_or_else(|| "unsigned".to_owned(), |key| key.to_string());
+            files::write_atomically(&directory.join(name), &sealed.to_bytes())?;
+        }
+        let mut registration = Registration::default();
+        registration.realisation(self, &statement.resolved, &statement.realisation());
+        registration.claim(self, &statement.derivation, &statement.claim());
+        self.commit(registration)
+    }
+
+    /// The statements by which what `resolved` came out as was taken from others; none if it was
+    /// built here. What can't be read is left out.
+    pub fn evidence(&self, resolved: &ResolvedHash) -> Result<Vec<Sealed<Statement>>, StoreError> {
+        let directory = self.directory("statements").join(resolved.to_string());
+        let entries = match fs::read_dir(&directory) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.at("list", &directory)?,
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let path = entry.at("list", &directory)?.path();
+            if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
+                continue;
+            }
+            match Sealed::from_bytes(&fs::read(&path).at("read", &path)?) {
+                Ok(sealed) => found.push(sealed),
+                Err(error) => {
+                    tracing::warn!(%error, path = %path.display(), "a statement is left out");
+                }
+            }
+        }
+        found.sort_by_key(Sealed::signer);
+        Ok(found)
+    }
+}
