@@ -44,7 +44,7 @@ fn a_build_that_takes_more_memory_than_builds_may_is_stopped_and_not_held_agains
     ]);
     let (_, peak) = run.stderr.split_once("its processes held ").unwrap();
     let (peak, _) = peak.split_once(" MiB at most").unwrap();
-    assert!((200..600).contains(&peak.parse().unwrap()), "{run}");
+    assert!((200..600).contains(&peak.parse::<u64>().unwrap()), "{run}");
     place.assert_tidy();
 
     place.write("home/.config/srp/config.toml", &config);
