@@ -215,7 +215,9 @@ fn foreign_programs_run_by_their_handler_only() {
         other => panic!("{other:?}"),
     }
     let (qemu, busybox) = (qemu(), foreign_busybox());
-    fs::copy(busybox, fixture.directory.join("build/busybox-arm")).unwrap();
+    let foreign = fixture.directory.join("build/busybox-arm");
+    fs::copy(busybox, &foreign).unwrap();
+    super::make_executable(&foreign);
     let emulator = fixture.directory.join("qemu");
     fs::copy(qemu, &emulator).unwrap();
     super::make_executable(&emulator);
