@@ -21,7 +21,7 @@ use crate::terminal;
 ///
 /// A cache is files: a directory, or what a web server serves of one. Give its path or URL.
 /// Publishing over HTTP needs a server that takes PUT (nginx: dav_methods PUT;
-/// create_full_put_path on). Those that are asked while realising are [[caches]] in the
+/// create_full_put_path on). Those that are asked while realising are named by `caches` in the
 /// configuration.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
