@@ -8,6 +8,7 @@
 
 mod adopt;
 mod closure;
+mod concurrent;
 mod delta;
 mod deltas;
 mod directory;
@@ -19,6 +20,7 @@ mod key;
 mod limited;
 mod pack;
 mod pack_writer;
+mod partial;
 mod path;
 mod policy;
 mod publish;
@@ -39,6 +41,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use closure::{Closure, Delta, Location, ObjectRecord, Pointer};
+pub use concurrent::concurrently;
 pub use directory::DirectoryRemote;
 pub use error::{CacheError, Severity, WrongDigest};
 pub use fetch::{Fetcher, Transfer};

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::cache::limited::TooSlow;
 use crate::cache::path::CachePath;
 use crate::digest::Digest;
 use crate::error::StoreError;
@@ -129,6 +130,13 @@ impl CacheError {
             CacheError::Digest(_) | CacheError::Signature { .. } => Severity::Integrity,
             CacheError::NotRealised { .. } | CacheError::Store(_) => Severity::Local,
         }
+    }
+
+    /// Whether the transfer was given up because too little came ([`Patience`](super::Patience)):
+    /// then trying again would take as long.
+    pub fn is_too_slow(&self) -> bool {
+        let CacheError::Transport { source, .. } = self else { return false };
+        source.get_ref().is_some_and(|cause| cause.is::<TooSlow>())
     }
 }
 

@@ -2,6 +2,8 @@
 
 mod faults;
 mod memory;
+mod mutations;
+mod resuming;
 mod upkeep;
 
 use std::collections::BTreeMap;
