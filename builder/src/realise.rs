@@ -66,6 +66,7 @@ impl Builder<'_> {
         for derivation in request.derivations.values() {
             self.store.add_derivation(derivation)?;
         }
+        let mut compared = false;
         let chosen = loop {
             let plan = self.plan(request)?;
             if cancel.is_cancelled() {
@@ -89,8 +90,18 @@ impl Builder<'_> {
                     substitution_bytes: plan.offered_bytes(),
                 });
             }
+            let run = Run::new(self, request, &plan, observer, cancel);
+            let chosen = std::thread::scope(|scope| {
+                if let Some(substituters) = self.substituters
+                    && plan.graph.node_count() > 0
+                    && !std::mem::replace(&mut compared, true)
+                {
+                    scope.spawn(|| substituters.compare_with_memory(self.store, &request.roots));
+                }
+                run.run()
+            })?;
             // What could not be had as promised is planned anew, and then no longer from caches.
-            if let Some(chosen) = Run::new(self, request, &plan, observer, cancel).run()? {
+            if let Some(chosen) = chosen {
                 break chosen;
             }
         };

@@ -63,7 +63,7 @@ impl Site {
         question: impl FnOnce(&Cache) -> Result<Option<T>, CacheError>,
     ) -> Result<Option<T>, StoreError> {
         let _permit = self.permit();
-        if self.health().down {
+        if self.is_down() {
             return Ok(None);
         }
         let open = || match Cache::open_with(Arc::clone(&self.remote), PATIENCE) {
@@ -97,12 +97,23 @@ impl Site {
         }
         let mut health = self.health();
         health.in_a_row += 1;
-        health.down |= health.in_a_row >= FAILURES;
+        // What trickles has taken its time already.
+        health.down |= health.in_a_row >= FAILURES || error.is_too_slow();
         if std::mem::replace(&mut health.warned, true) {
             tracing::debug!("{error}{cause}");
         } else {
             tracing::warn!("{error}{cause}; going on without it");
         }
+    }
+
+    /// Whether it was asked something, and answered.
+    pub(crate) fn is_open(&self) -> bool {
+        self.cache.get().is_some_and(Option::is_some)
+    }
+
+    /// Whether it is not asked any more.
+    pub(crate) fn is_down(&self) -> bool {
+        self.health().down
     }
 
     fn health(&self) -> std::sync::MutexGuard<'_, Health> {
