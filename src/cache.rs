@@ -44,6 +44,7 @@ pub(crate) enum Command {
 
 /// What is published, and how.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Push {
     /// Realised attributes, or store paths
     #[arg(required = true, value_name = "ATTR|PATH")]
@@ -93,6 +94,12 @@ pub(crate) struct Gc {
     #[arg(long)]
     json: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  srp cache push stage1.aarch64-musl --to /srv/www/cache
+  srp cache push stage1.aarch64-musl --to https://cache.example/srp --key builder-1
+  srp cache push stage1.aarch64-musl --to /media/stick/cache --unsigned --inputs";
 
 pub(crate) fn run(context: &Context, command: &Command) -> CommandResult {
     match command {
@@ -202,6 +209,9 @@ fn in_words(published: &Published) -> String {
         published.deltas,
         HumanBytes(sent)
     );
+    if published.substituted > 0 {
+        text += &format!(", {} stated as not built here", published.substituted);
+    }
     if let Some(generation) = published.generation {
         text += &format!(", generation {generation}");
     }
@@ -217,6 +227,7 @@ fn as_json(target: &str, published: &Published) -> Value {
         "deltas": published.deltas,
         "delta_bytes": published.delta_bytes,
         "files": published.files,
+        "substituted": published.substituted,
         "generation": published.generation,
     })
 }
