@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::caches::{name, published_as, push, user_of};
@@ -33,17 +34,13 @@ fn warnings(run: &Run) -> usize {
     run.stderr.lines().filter(|line| line.contains("WARN")).count()
 }
 
-/// Realises with a server that is killed when a part of the large file has come.
-fn realise_while_the_server_dies(user: &Place, nginx: Nginx, arguments: &[&str]) -> Run {
+/// Realises from a slow server, and interferes when a part of the large file has come.
+fn realise_and(user: &Place, arguments: &[&str], interfere: impl FnOnce(&Child)) -> Run {
     let mut command = user.command(&[&["realise", "t.x"], arguments].concat());
-    let child = command
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let has_part = |directory: &Path| find(directory, "large").is_some_and(|bytes| bytes > 1 << 20);
     assert!(eventually(|| has_part(&user.store().join("tmp"))), "nothing of it ever came");
-    nginx.kill();
+    interfere(&child);
     Run::from(child.wait_with_output().unwrap())
 }
 
@@ -67,7 +64,7 @@ fn a_server_that_is_killed_in_mid_transfer_is_done_without() {
 
     let Some(nginx) = serve() else { return };
     let user = user_of(LARGE, &[&nginx.url(), cache.to_str().unwrap()], &[&key], "");
-    let run = realise_while_the_server_dies(&user, nginx, &["--no-build"]).succeeded();
+    let run = realise_and(&user, &["--no-build"], |_| nginx.kill()).succeeded();
     assert_eq!(name(&run), name(&built), "{run}");
     assert_eq!(warnings(&run), 1, "{run}");
     assert!(list(&user.store().join("partial")).is_empty(), "what had come was taken up");
@@ -75,11 +72,32 @@ fn a_server_that_is_killed_in_mid_transfer_is_done_without() {
 
     let Some(nginx) = serve() else { return };
     let alone = user_of(LARGE, &[&nginx.url()], &[&key], "");
-    let run = realise_while_the_server_dies(&alone, nginx, &[]).succeeded();
+    let run = realise_and(&alone, &[], |_| nginx.kill()).succeeded();
     assert_eq!(run.built(), ["applets", "large"], "{run}");
     assert_eq!(warnings(&run), 1, "{run}");
     assert_eq!(list(&alone.store().join("partial")).len(), 1, "it is kept for the next time");
     alone.assert_tidy();
+}
+
+#[test]
+fn an_interrupted_transfer_goes_on_the_next_time() {
+    let (builder, key, cache) = published_as("builder-1", LARGE);
+    builder.open_to_all();
+    let Some(nginx) = Nginx::slow(&cache, "an interrupted transfer from a cache") else { return };
+    let user = user_of(LARGE, &[&nginx.url()], &[&key], "");
+    let interrupt = |child: &Child| {
+        let id = nix::unistd::Pid::from_raw(child.id().try_into().unwrap());
+        nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGINT).unwrap();
+    };
+    realise_and(&user, &["--no-build"], interrupt).exited(130);
+    user.assert_tidy();
+    assert_eq!(list(&user.store().join("partial")).len(), 1);
+    let run = user.srp(&["realise", "--no-build", "t.x"]).succeeded();
+    // Of four mebibytes at least the one that was waited for has not come again.
+    let came = run.stderr.split("substituted large, ").nth(1).unwrap();
+    let mebibytes: f64 = came.split(" MiB").next().unwrap().parse().unwrap();
+    assert!(mebibytes < 3.1, "{run}");
+    assert!(list(&user.store().join("partial")).is_empty());
 }
 
 #[test]

@@ -26,6 +26,8 @@ use crate::request::Request;
 /// A directory that counts what is asked of it, and takes its time.
 struct Counting {
     remote: DirectoryRemote,
+    /// Whether the connection breaks when something is asked for the first time.
+    breaks: bool,
     gets: AtomicUsize,
     under_way: AtomicUsize,
     most_at_once: AtomicUsize,
@@ -33,14 +35,15 @@ struct Counting {
 }
 
 impl Counting {
-    fn new(root: &Path) -> Arc<Counting> {
-        Arc::new(Counting {
+    fn new(root: &Path) -> Counting {
+        Counting {
             remote: DirectoryRemote::new(root),
+            breaks: false,
             gets: AtomicUsize::new(0),
             under_way: AtomicUsize::new(0),
             most_at_once: AtomicUsize::new(0),
             paths: Mutex::default(),
-        })
+        }
     }
 }
 
@@ -51,7 +54,17 @@ impl Remote for Counting {
 
     fn get(&self, path: &CachePath, range: Option<Range<u64>>) -> Result<Option<Body>, CacheError> {
         self.gets.fetch_add(1, Ordering::SeqCst);
-        self.paths.lock().expect("no holder panics").push(path.to_string());
+        let first = {
+            let mut paths = self.paths.lock().expect("no holder panics");
+            let first = !paths.contains(&path.to_string());
+            paths.push(path.to_string());
+            first
+        };
+        if self.breaks && first {
+            let (url, path) = (self.url().to_owned(), path.to_string());
+            let source = std::io::ErrorKind::ConnectionReset.into();
+            return Err(CacheError::Transport { action: "read", url, path, source });
+        }
         let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
         self.most_at_once.fetch_max(now, Ordering::SeqCst);
         std::thread::sleep(Duration::from_millis(2));
@@ -120,15 +133,15 @@ fn derivation() -> Derivation {
     }
 }
 
-/// A cache in `directory` of one root whose closure has 500 objects; who signed it.
-fn publish(directory: &Path) -> PublicKey {
+/// A cache in `directory` of one root whose closure has so many objects; who signed it.
+fn publish(directory: &Path, count: usize) -> PublicKey {
     let store = Store::open(&directory.join("builder"), Access::Write).expect("opened");
     let scratch = store.scratch().expect("a scratch directory");
     let mut registration = Registration::default();
     let mut add = |number, references: &[Object]| {
         add(&store, scratch.path(), &mut registration, number, references)
     };
-    let objects: Vec<Object> = (1..500).map(|number| add(number, &[])).collect();
+    let objects: Vec<Object> = (1..count).map(|number| add(number, &[])).collect();
     let all = add(0, &objects);
     let (derivation, outputs) = (derivation(), [(OutputName::out(), all.id())].into());
     let resolved = derivation.resolved_hash(&[]);
@@ -166,28 +179,47 @@ fn plan(directory: &Path, remote: Arc<Counting>, keys: &[&PublicKey]) -> Plan {
     Plan::new(&store, &request, &|_| None, Some(&substituters)).expect("planned")
 }
 
+fn directory() -> tempfile::TempDir {
+    // In memory where that can be: what is committed is synced.
+    let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+    directory.expect("a directory")
+}
+
+/// How many objects a plan would fetch.
+fn parts(plan: &Plan) -> usize {
+    plan.offers.values().map(|offer| offer.parts.len()).sum()
+}
+
+#[test]
+fn a_connection_that_breaks_once_is_no_reason_to_build() {
+    let directory = directory();
+    let key = publish(directory.path(), 3);
+    let cache = directory.path().join("cache");
+    let remote = Arc::new(Counting { breaks: true, ..Counting::new(&cache) });
+    assert_eq!(parts(&plan(directory.path(), remote.clone(), &[&key])), 3);
+    assert_eq!(remote.gets.load(Ordering::SeqCst), 2 * 2, "its format and the manifest, twice");
+}
+
 #[test]
 fn whether_500_objects_are_there_is_known_after_two_requests() {
-    let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
-    let directory = directory.expect("a directory");
-    let key = publish(directory.path());
+    let directory = directory();
+    let key = publish(directory.path(), 500);
     let cache = directory.path().join("cache");
-    let parts = |plan: &Plan| plan.offers.values().map(|offer| offer.parts.len()).sum::<usize>();
 
-    let remote = Counting::new(&cache);
+    let remote = Arc::new(Counting::new(&cache));
     assert_eq!(parts(&plan(directory.path(), remote.clone(), &[&key])), 500);
     let paths = remote.paths.lock().expect("no holder panics").clone();
     assert_eq!(paths.len(), 2, "its format, then the manifest: {paths:?}");
 
     // Another key's manifest is asked for at the same time: still two round trips.
     let other = SecretKey::generate("builder-2".parse().expect("a name")).expect("a key");
-    let remote = Counting::new(&cache);
+    let remote = Arc::new(Counting::new(&cache));
     assert_eq!(parts(&plan(directory.path(), remote.clone(), &[&key, &other.public()])), 500);
     assert_eq!(remote.gets.load(Ordering::SeqCst), 3);
 
     // Without a manifest, objects are asked for one by one, but several at a time.
     fs::remove_dir_all(cache.join("closures")).expect("removed");
-    let remote = Counting::new(&cache);
+    let remote = Arc::new(Counting::new(&cache));
     assert_eq!(parts(&plan(directory.path(), remote.clone(), &[&key])), 500);
     assert_eq!(remote.gets.load(Ordering::SeqCst), 1 + 1 + 1 + 500);
     let most = remote.most_at_once.load(Ordering::SeqCst);

@@ -11,8 +11,8 @@ use srp_store::{ObjectId, Registration, Store, StoreError};
 use crate::substitute::offer::{Offer, Part};
 use crate::substitute::substituters::Substituters;
 
-/// So many objects of one offer come at a time.
-const OBJECTS: usize = 4;
+/// So many objects of one offer come at a time: each needs two round trips before it fills the line.
+const OBJECTS: usize = 8;
 
 /// Why an offer did not come.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +95,7 @@ impl Substituters {
             }
             let site = &self.sites[number];
             let deltas = self.deltas.lock().expect("no holder panics").get(&number).cloned();
+            let deltas = deltas.unwrap_or_default();
             let holdings = self.holdings(store)?;
             let fetched = site.ask(|cache| {
                 let record = if number == part.site {
@@ -103,8 +104,8 @@ impl Substituters {
                     cache.object(id)?
                 };
                 let Some(record) = record else { return Ok(None) };
-                Fetcher::new(store, cache, holdings)
-                    .with_deltas(&deltas.unwrap_or_default())
+                Fetcher::new(store, cache, Arc::clone(&holdings))
+                    .with_deltas(&deltas)
                     .with_progress(came)
                     .fetch(&record)
                     .map(Some)

@@ -132,6 +132,18 @@ impl CacheError {
         }
     }
 
+    /// Whether a connection broke, or what came of it ended early: it may be well the next time.
+    pub fn is_interruption(&self) -> bool {
+        let CacheError::Transport { source, .. } = self else { return false };
+        matches!(
+            source.kind(),
+            io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::UnexpectedEof
+        )
+    }
+
     /// Whether the transfer was given up because too little came ([`Patience`](super::Patience)):
     /// then trying again would take as long.
     pub fn is_too_slow(&self) -> bool {
