@@ -5,6 +5,7 @@
 
 pub(crate) mod host;
 pub(crate) mod place;
+pub(crate) mod processes;
 pub(crate) mod seed;
 pub(crate) mod server;
 
