@@ -519,7 +519,9 @@ impl<'a> Run<'a> {
                     Err(failure) => {
                         if let Some(peak_memory_bytes) = failure.cause.peak_memory_bytes() {
                             let (hash, derivation) = self.derivation(node);
-                            self.estimates.remember_memory(&hash, derivation, peak_memory_bytes);
+                            let milliseconds = running.started.elapsed().as_millis() as u64;
+                            let history = History { milliseconds, peak_memory_bytes };
+                            self.estimates.remember_failed(&hash, derivation, history);
                         }
                         self.failures.push(*failure);
                         self.skip_above(node);

@@ -94,7 +94,7 @@ pub enum FailureCause {
     },
     /// It failed while the kernel was killing processes for lack of memory.
     #[error(
-        "its builder {how} while the kernel killed {killed} of this machine's processes for lack of memory; \
+        "its builder {how} while the kernel killed processes for lack of memory ({killed}); \
          its own held {} MiB at most",
         peak_memory_bytes >> 20
     )]

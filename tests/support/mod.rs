@@ -7,6 +7,7 @@ pub(crate) mod caches;
 pub(crate) mod host;
 pub(crate) mod nginx;
 pub(crate) mod place;
+pub(crate) mod processes;
 pub(crate) mod seed;
 pub(crate) mod server;
 

@@ -9,7 +9,8 @@ use srp_builder::CancelToken;
 use srp_builder::sandbox::{Bind, BinfmtHandler, RootMode, SandboxError, Status, Stdio};
 
 use super::Test;
-use super::fixture::{Fixture, eventually, foreign_busybox, qemu};
+use super::fixture::{Fixture, foreign_busybox, qemu};
+use super::processes::eventually;
 
 pub(crate) const TESTS: &[Test] = &[
     ("commands_exit_and_die", commands_exit_and_die),

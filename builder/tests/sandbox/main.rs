@@ -13,6 +13,8 @@ mod escapes;
 mod fixture;
 mod limits;
 mod machine_code;
+#[path = "../../../tests/support/processes.rs"]
+mod processes;
 #[path = "../../../tests/support/seed.rs"]
 mod seed;
 mod views;
