@@ -22,7 +22,7 @@ use crate::terminal;
 ///
 /// A cache is files: a directory, or what a web server serves of one. Give its path or URL.
 /// Publishing over HTTP needs a server that takes PUT (nginx: dav_methods PUT;
-/// create_full_put_path on). Those that are asked while realising are [[caches]] in the
+/// create_full_put_path on). Those that are asked while realising are named by `caches` in the
 /// configuration.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -45,6 +45,7 @@ pub(crate) enum Command {
 
 /// What is published, and how.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct Push {
     /// Realised attributes, or store paths
     #[arg(required = true, value_name = "ATTR|PATH")]
@@ -94,6 +95,12 @@ pub(crate) struct Gc {
     #[arg(long)]
     json: bool,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  srp cache push stage1.aarch64-musl --to /srv/www/cache
+  srp cache push stage1.aarch64-musl --to https://cache.example/srp --key builder-1
+  srp cache push stage1.aarch64-musl --to /media/stick/cache --unsigned --inputs";
 
 pub(crate) fn run(context: &Context, command: &Command) -> CommandResult {
     match command {
@@ -185,6 +192,9 @@ fn in_words(published: &Published) -> String {
         published.deltas,
         HumanBytes(sent)
     );
+    if published.substituted > 0 {
+        text += &format!(", {} stated as not built here", published.substituted);
+    }
     if let Some(generation) = published.generation {
         text += &format!(", generation {generation}");
     }
@@ -200,6 +210,7 @@ fn as_json(target: &str, published: &Published) -> Value {
         "deltas": published.deltas,
         "delta_bytes": published.delta_bytes,
         "files": published.files,
+        "substituted": published.substituted,
         "generation": published.generation,
     })
 }

@@ -460,6 +460,27 @@ mod tests {
     }
 
     #[test]
+    fn bytes_from_caches_are_shown_as_they_come() {
+        let style = Style::new(Color::Never, false);
+        let began = Instant::now();
+        let mut state = State::new(began);
+        let llvm = task(1, "llvm");
+        state.apply(&Event::Started { task: llvm, activity: Activity::Substituting }, began);
+        let lines = [1u64, 3].map(|mebibytes| {
+            let (bytes, total) = (mebibytes << 20, Some(4 << 20));
+            state.apply(&Event::Fetched { task: llvm, bytes, total }, began);
+            state.lines(began, style).swap_remove(0)
+        });
+        assert_eq!(
+            lines,
+            [
+                "  substituting llvm  1.00 MiB of 4.00 MiB  0:00",
+                "  substituting llvm  3.00 MiB of 4.00 MiB  0:00",
+            ]
+        );
+    }
+
+    #[test]
     fn waiting_is_said_once() {
         let style = Style::new(Color::Never, false);
         let mut state = State::new(Instant::now());

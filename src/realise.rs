@@ -18,7 +18,8 @@ use crate::terminal;
 /// Build what an attribute stands for, or take it from the store
 ///
 /// Sources are fetched and checked against their hashes, builders run in sandboxes, and what comes
-/// out is kept in the store. What is there already is not built again. The store path of each
+/// out is kept in the store. What is there already is not built again, and what a binary cache of
+/// the configuration has, signed by a trusted key, is fetched instead. The store path of each
 /// attribute is printed on standard output, and registered as a GC root named by the attribute.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]

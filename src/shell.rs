@@ -18,10 +18,10 @@ use crate::target::{Target, realised};
 /// Run a shell or a command in the root that an attribute stands for
 ///
 /// What the attribute stands for is realised, and its closure becomes the root file system of a
-/// sandbox like those of builds: no network, nothing of the host, an ordinary user. Everything in
-/// it can be written to, and is gone afterwards. In a toolchain, what is compiled against lies at
-/// /srp/sysroot, and programs linked against that run there. Those of other architectures run by
-/// the emulators that the definitions name.
+/// sandbox like those of builds: no network, nothing of the host, an ordinary user. What is written
+/// in it is gone afterwards. In a toolchain, what is compiled against lies at /srp/sysroot, read-only,
+/// and programs linked against that run there. Those of other architectures run by the emulators that
+/// the definitions name.
 ///
 /// srp exits with the command's exit code, or with 128 and the signal's number.
 #[derive(Debug, Args)]

@@ -59,11 +59,13 @@ pub(crate) fn printable(line: &str) -> String {
     plain.chars().filter(|char| *char == '\t' || !char.is_control()).collect()
 }
 
-/// Shows what the libraries report beside their results: warnings, or with `-vv` everything.
+/// Shows what the libraries report beside their results: warnings, with `-v` what is worth knowing,
+/// or with `-vv` everything.
 pub(crate) fn report(verbose: u8, quiet: bool) {
     let level = match (quiet, verbose) {
         (true, _) => tracing::Level::ERROR,
-        (false, 0 | 1) => tracing::Level::WARN,
+        (false, 0) => tracing::Level::WARN,
+        (false, 1) => tracing::Level::INFO,
         (false, _) => tracing::Level::DEBUG,
     };
     let subscriber = tracing_subscriber::fmt()

@@ -9,6 +9,7 @@ mod support;
 
 mod cases {
     mod cache;
+    mod cache_trouble;
     mod command_line;
     mod concurrency;
     mod crash;

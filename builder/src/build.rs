@@ -19,6 +19,7 @@ use crate::request::FailureCause;
 use crate::roots::{Composed, Outputs};
 use crate::sandbox::{
     Abi, Bind, BinfmtHandler, Limit, Limits, LimitsBy, Outcome, SandboxPlan, SkeletonEntry, Status,
+    out_of_memory_kills,
 };
 use crate::scan::{self, Provider};
 use crate::work::{Chosen, Made, Work};
@@ -370,13 +371,6 @@ pub(crate) fn skeleton(root: &Composition) -> Vec<SkeletonEntry> {
             }
         })
         .collect()
-}
-
-/// How many processes the kernel has killed for lack of memory since it started: 0 where it doesn't tell.
-fn out_of_memory_kills() -> u64 {
-    let counters = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
-    let mut counts = counters.lines().filter_map(|line| line.strip_prefix("oom_kill "));
-    counts.next().and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
 /// `killed` is how many processes the kernel killed for lack of memory while the build ran.

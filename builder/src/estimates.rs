@@ -63,16 +63,17 @@ impl Estimates {
         }
     }
 
-    /// Keeps of a failed build what it held, and of the time what was known before: the next try is
-    /// admitted by what this one needed, at the least.
-    pub(crate) fn remember_memory(
+    /// Keeps of a failed build what it held, and of the time what is the most that is known: the next
+    /// try is admitted by what this one needed, and takes no less time.
+    pub(crate) fn remember_failed(
         &self,
         hash: &StaticHash,
         derivation: &Derivation,
-        peak_memory_bytes: u64,
+        history: History,
     ) {
-        let milliseconds = self.history.get(hash).map_or(0, |it| it.milliseconds);
-        self.remember(derivation, History { milliseconds, peak_memory_bytes });
+        let known = self.history.get(hash).map_or(0, |it| it.milliseconds);
+        let milliseconds = history.milliseconds.max(known);
+        self.remember(derivation, History { milliseconds, ..history });
     }
 
     /// Has the index written.

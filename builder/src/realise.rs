@@ -66,6 +66,7 @@ impl Builder<'_> {
         for derivation in request.derivations.values() {
             self.store.add_derivation(derivation)?;
         }
+        let mut compared = false;
         let chosen = loop {
             let plan = self.plan(request)?;
             if cancel.is_cancelled() {
@@ -89,8 +90,18 @@ impl Builder<'_> {
                     substitution_bytes: plan.offered_bytes(),
                 });
             }
+            let run = Run::new(self, request, &plan, observer, cancel);
+            let chosen = std::thread::scope(|scope| {
+                if let Some(substituters) = self.substituters
+                    && plan.graph.node_count() > 0
+                    && !std::mem::replace(&mut compared, true)
+                {
+                    scope.spawn(|| substituters.compare_with_memory(self.store, &request.roots));
+                }
+                run.run()
+            })?;
             // What could not be had as promised is planned anew, and then no longer from caches.
-            if let Some(chosen) = Run::new(self, request, &plan, observer, cancel).run()? {
+            if let Some(chosen) = chosen {
                 break chosen;
             }
         };
@@ -508,7 +519,9 @@ impl<'a> Run<'a> {
                     Err(failure) => {
                         if let Some(peak_memory_bytes) = failure.cause.peak_memory_bytes() {
                             let (hash, derivation) = self.derivation(node);
-                            self.estimates.remember_memory(&hash, derivation, peak_memory_bytes);
+                            let milliseconds = running.started.elapsed().as_millis() as u64;
+                            let history = History { milliseconds, peak_memory_bytes };
+                            self.estimates.remember_failed(&hash, derivation, history);
                         }
                         self.failures.push(*failure);
                         self.skip_above(node);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use srp_store::{Derivation, InputKey, ObjectName, ResolvedHash, StaticHash, StoreError};
+use srp_store::{Derivation, InputKey, ObjectName, ResolvedHash, RootName, StaticHash, StoreError};
 
 /// Derivations, and which of their outputs are wanted.
 #[derive(Clone, Debug, Default)]
@@ -14,6 +14,9 @@ pub struct Request {
     pub derivations: BTreeMap<StaticHash, Derivation>,
     /// Emulators by architecture, for builders that don't run on this machine.
     pub runners: BTreeMap<String, RunnerSpec>,
+    /// The names under which the goals may have been published: what caches call their newest
+    /// generation is compared with what was seen before.
+    pub roots: Vec<RootName>,
 }
 
 /// A user-mode emulator as the definitions describe it.
@@ -91,7 +94,7 @@ pub enum FailureCause {
     },
     /// It failed while the kernel was killing processes for lack of memory.
     #[error(
-        "its builder {how} while the kernel killed {killed} of this machine's processes for lack of memory; \
+        "its builder {how} while the kernel killed processes for lack of memory ({killed}); \
          its own held {} MiB at most",
         peak_memory_bytes >> 20
     )]

@@ -156,8 +156,12 @@ impl<'a> Work<'a> {
         let fetched = self.fetcher.fetch(&request, &sources, &progress, self.cancel)?;
         free();
         // Had no place had it, the error would say so of each.
-        for failure in progress.failures.into_inner().expect("no holder panics") {
-            tracing::warn!("{} came from elsewhere, because {failure}", self.derivation.name);
+        for (reachable, failure) in progress.failures.into_inner().expect("no holder panics") {
+            let told = format!("{} came from elsewhere, because {failure}", self.derivation.name);
+            match reachable {
+                true => tracing::warn!("{told}"),
+                false => tracing::info!("{told}"),
+            }
         }
 
         let scratch = self.store.scratch()?;
@@ -266,7 +270,8 @@ struct Transfer<'a> {
     /// So far, and in all.
     sum: Mutex<(u64, Option<u64>)>,
     /// The places that didn't have it, and why.
-    failures: Mutex<Vec<String>>,
+    /// Whether somebody answered, and what there is to say.
+    failures: Mutex<Vec<(bool, String)>>,
 }
 
 impl Progress for Transfer<'_> {
@@ -275,7 +280,8 @@ impl Progress for Transfer<'_> {
     }
 
     fn failed(&self, failure: &PlaceFailure) {
-        self.failures.lock().expect("no holder panics").push(failure.to_string());
+        let told = (!failure.reason.is_unreachable(), failure.to_string());
+        self.failures.lock().expect("no holder panics").push(told);
     }
 
     fn received(&self, bytes: u64) {

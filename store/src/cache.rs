@@ -8,6 +8,7 @@
 
 mod adopt;
 mod closure;
+mod concurrent;
 mod delta;
 mod deltas;
 mod directory;
@@ -24,6 +25,7 @@ mod offering;
 mod pack;
 mod pack_writer;
 mod packs;
+mod partial;
 mod path;
 mod policy;
 mod publish;
@@ -46,6 +48,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use closure::{Closure, Delta, Location, ObjectRecord, Pointer};
+pub use concurrent::concurrently;
 pub use directory::DirectoryRemote;
 pub use error::{CacheError, Severity, WrongDigest};
 pub use export::{Contents, ExportError, Exported, Exporter};

@@ -51,12 +51,7 @@ impl Store {
     pub fn lock(&self, resolved: &ResolvedHash) -> Result<Option<Lock>, StoreError> {
         self.check_writable()?;
         let path = self.directory("locks").join("resolved");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .at("open", &path)?;
+        let file = lock_file(&path)?;
         let byte = libc::flock {
             l_type: libc::F_WRLCK as libc::c_short,
             l_whence: libc::SEEK_SET as libc::c_short,
@@ -112,7 +107,13 @@ impl Store {
         ] {
             self.sweep_staged(&self.directory(name))?;
         }
-        Ok(())
+        for name in ["statements", "caches"] {
+            for directory in files::entries(&self.directory(name))? {
+                self.sweep_staged(&directory)?;
+            }
+        }
+        self.sweep_evidence()?;
+        self.sweep_partial()
     }
 
     /// Staged files are called `.<process id>-<n>`. They live for seconds: those of a day ago whose
@@ -202,16 +203,16 @@ impl Drop for Session {
     }
 }
 
+/// Opens a file that is only there to be locked.
+fn lock_file(path: &Path) -> Result<File, StoreError> {
+    OpenOptions::new().create(true).truncate(false).write(true).open(path).at("open", path)
+}
+
 /// Locks the file beside a session's directory and returns its path; `None` if its process lives.
 fn hold(session: &Path) -> Result<Option<(Flock<File>, PathBuf)>, StoreError> {
     let path = session.with_extension("lock");
     loop {
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .at("open", &path)?;
+        let file = lock_file(&path)?;
         let held = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(held) => held,
             Err((_, Errno::EWOULDBLOCK)) => return Ok(None),

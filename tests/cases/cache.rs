@@ -1,12 +1,13 @@
 //! What one machine has built, another takes from a cache; or not, and says why.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use crate::support::Place;
+use crate::support::caches::{name, published_as, push, user_of};
 use crate::support::nginx::Nginx;
 use crate::support::place::list;
 use crate::support::server::Server;
-use crate::support::{Place, Run};
 
 const TWO: &str = r#"
 lower = sh("lower", "echo deep > $out/usr/lower")
@@ -15,39 +16,12 @@ root = stage(name = "root", build = TRIPLE, host = TRIPLE, tools = [upper, apple
 return {"": root, "lower": lower, "upper": upper}
 "#;
 
-/// A builder's place, its public key, and the cache that it pushed everything to.
-fn published(name: &str) -> (Place, String, PathBuf) {
-    let place = Place::new(TWO);
-    let key = place.srp(&["key", "generate", name]).succeeded().stdout.trim_end().to_owned();
-    place.realise("t.x");
-    let cache = place.path("cache");
-    push(&place, cache.to_str().unwrap());
-    (place, key, cache)
+fn published(name: &str) -> (Place, String, std::path::PathBuf) {
+    published_as(name, TWO)
 }
 
-fn push(place: &Place, to: &str) -> Run {
-    place.srp(&["cache", "push", "t.x", "--to", to]).succeeded()
-}
-
-/// Another machine, with these caches, trusting these keys.
 fn user(caches: &[&str], keys: &[&str], trust: &str) -> Place {
-    let place = Place::new(TWO);
-    let path = "home/.config/srp/config.toml";
-    let mut config = fs::read_to_string(place.path(path)).unwrap();
-    for (priority, cache) in caches.iter().enumerate() {
-        config += &format!("[[caches]]\nurl = '{cache}'\npriority = {priority}\n");
-    }
-    config += &format!("[trust]\n{trust}\n");
-    place.write(path, &config);
-    for key in keys {
-        place.srp(&["key", "trust", key]).succeeded();
-    }
-    place
-}
-
-/// The store path's last component: the same on all machines.
-fn name(run: &Run) -> String {
-    Path::new(run.stdout.trim_end()).file_name().unwrap().to_str().unwrap().to_owned()
+    user_of(TWO, caches, keys, trust)
 }
 
 /// Adds one to the byte in the middle of each pack.
@@ -204,7 +178,10 @@ fn a_web_server_takes_and_gives() {
     let run = push(&builder, &url);
     assert!(!run.stdout.contains(" 0 packs"), "{run}");
     assert!(push(&builder, &url).stdout.contains(" 0 packs"));
-    builder.srp(&["cache", "info", &url]).exited(1).says(&["can't be listed"]);
+    for command in ["info", "list", "gc", "verify"] {
+        let run = builder.srp(&["cache", command, &url]).exited(1);
+        run.says(&["can't be listed", "hint: do that where the cache's files lie"]);
+    }
     builder.srp(&["cache", "verify", root.to_str().unwrap()]).succeeded();
     let built = builder.srp(&["realise", "t.x"]).succeeded();
     let place = user(&[&url], &[&key], "");

@@ -5,8 +5,9 @@ use std::process::{Child, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::host::{eventually, mark, processes_with};
+use crate::support::host::mark;
 use crate::support::place::list;
+use crate::support::processes::{eventually, processes_with};
 use crate::support::{Place, Run};
 
 /// Starts srp on a build that sleeps, and waits until it does.

@@ -70,8 +70,9 @@ fn a_build_whose_processes_the_kernel_kills_says_so_and_is_tried_again() {
     place.surround(&mut confined).args(["-c", joins.as_str(), "sh"]);
     confined.arg(env!("CARGO_BIN_EXE_srp")).args(["realise", "t.x"]);
     Run::of(&mut confined).exited(3).says(&[
-        "failed: big: its builder exited with status 5 while the kernel killed ",
-        "for lack of memory; its own held ",
+        "failed: big: its builder exited with status 5 while the kernel killed \
+         processes for lack of memory (",
+        "); its own held ",
         "hint: ",
     ]);
     place.assert_tidy();

@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 /// A user without privileges.
 pub(crate) const NOBODY: u32 = 65_534;
@@ -23,33 +22,6 @@ pub(crate) fn is_root() -> bool {
 /// Lets a command run as nobody.
 pub(crate) fn as_nobody(command: &mut Command) -> &mut Command {
     command.uid(NOBODY).gid(NOBODY)
-}
-
-/// Host processes whose command line contains `text`.
-pub(crate) fn processes_with(text: &str) -> Vec<u32> {
-    let own = std::process::id();
-    let numbers = fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    numbers
-        .filter(|pid| *pid != own)
-        .filter(|pid| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            String::from_utf8_lossy(&line).contains(text)
-        })
-        .collect()
-}
-
-/// Waits for something to become true, for up to twenty seconds.
-pub(crate) fn eventually(what: impl Fn() -> bool) -> bool {
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(20) {
-        if what() {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    false
 }
 
 /// A number of seconds that no other process sleeps for: a mark to find a sandbox's processes by.

@@ -17,6 +17,20 @@ pub(crate) struct Nginx {
 impl Nginx {
     /// Serves `root`, if nginx is installed; else says loudly what is not tested.
     pub(crate) fn serving(root: &Path, what: &str) -> Option<Nginx> {
+        Nginx::start(root, what, "")
+    }
+
+    /// As [`Nginx::serving`], at a megabyte a second.
+    pub(crate) fn slow(root: &Path, what: &str) -> Option<Nginx> {
+        Nginx::start(root, what, "limit_rate 1m;")
+    }
+
+    /// Ends it in the middle of whatever it is doing.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+    }
+
+    fn start(root: &Path, what: &str, more: &str) -> Option<Nginx> {
         let program = ["/usr/sbin/nginx", "/usr/bin/nginx", "/usr/local/sbin/nginx"];
         let Some(program) = program.iter().find(|path| Path::new(path).is_file()) else {
             skipped(what, "nginx is not installed (Debian: nginx-light)");
@@ -24,16 +38,16 @@ impl Nginx {
         };
         let directory = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let user = if super::host::is_root() { "user root;" } else { "" };
         let at = directory.path().display();
         let config = format!(
-            "daemon off; {user} pid {at}/pid; error_log {at}/error.log; worker_processes 1;
+            // One process: who kills it has killed it.
+            "daemon off; master_process off; pid {at}/pid; error_log {at}/error.log;
              events {{ worker_connections 64; }}
              http {{ access_log off; client_max_body_size 0; client_body_temp_path {at}/body;
                proxy_temp_path {at}/p; fastcgi_temp_path {at}/f; uwsgi_temp_path {at}/u;
                scgi_temp_path {at}/s;
                server {{ listen 127.0.0.1:{port}; root {};
-                 location / {{ dav_methods PUT; create_full_put_path on; }} }} }}\n",
+                 location / {{ dav_methods PUT; create_full_put_path on; {more} }} }} }}\n",
             root.display()
         );
         let file = directory.path().join("nginx.conf");

@@ -251,6 +251,14 @@ pub enum Reason {
     Mirror(#[from] MirrorError),
 }
 
+impl Reason {
+    /// Whether nobody was there to answer, which is nothing unusual behind a firewall.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Dns { .. } | Self::Refused | Self::Unreachable { .. })
+    }
+}
+
 /// Why a `mirror://NAME/PATH` URL names no place.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum MirrorError {

@@ -77,6 +77,7 @@ impl HttpRemote {
         self.client.exchange(method, url, headers, body).map_err(|reason| match reason {
             Reason::Refused => Error::new(ErrorKind::ConnectionRefused, reason.to_string()),
             Reason::Timeout { .. } => Error::new(ErrorKind::TimedOut, reason.to_string()),
+            Reason::Protocol { .. } => Error::new(ErrorKind::ConnectionAborted, reason.to_string()),
             reason => Error::other(reason.to_string()),
         })
     }

@@ -93,6 +93,24 @@ impl Drop for Cgroup {
     }
 }
 
+/// How many processes the kernel has killed for lack of memory: of srp's own cgroup and those below
+/// it, or of the whole machine where that isn't told apart. 0 where nothing is told.
+pub(crate) fn out_of_memory_kills() -> u64 {
+    let of_own = own_cgroup().and_then(|path| fs::read_to_string(path.join("memory.events")).ok());
+    let counts = of_own.or_else(|| fs::read_to_string("/proc/vmstat").ok());
+    event_count(&counts.unwrap_or_default(), "oom_kill")
+}
+
+fn own_cgroup() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    own_cgroup_in(&mount_point(&mounts)?, &own)
+}
+
+fn own_cgroup_in(mount_point: &Path, own_cgroups: &str) -> Option<PathBuf> {
+    own_cgroups.lines().find_map(|line| line.strip_prefix("0::/")).map(|own| mount_point.join(own))
+}
+
 /// Where a cgroup for a sandbox can be made.
 pub(super) fn find_parent() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
@@ -101,8 +119,7 @@ pub(super) fn find_parent() -> Option<PathBuf> {
 }
 
 fn find_parent_in(mount_point: &Path, own_cgroups: &str) -> Option<PathBuf> {
-    let own = own_cgroups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let own = mount_point.join(own);
+    let own = own_cgroup_in(mount_point, own_cgroups)?;
     own.ancestors().take_while(|path| path.starts_with(mount_point)).find_map(|path| {
         let passed_on = fs::read_to_string(path.join("cgroup.subtree_control")).ok()?;
         let has = |name| passed_on.split_whitespace().any(|controller| controller == name);

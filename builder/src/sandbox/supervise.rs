@@ -248,7 +248,13 @@ impl<'a> State<'a> {
             Report::NotExecuted(failure) => {
                 self.failure.get_or_insert_with(|| SandboxError::command(failure));
             }
-            Report::Ended { status } => self.ended = Some(status),
+            Report::Ended { status, others } => {
+                self.ended = Some(status);
+                // A builder that could start no more may fail before the next look.
+                if self.limits.processes.is_some_and(|limit| others > limit) {
+                    self.doom(Doom::Limit(Limit::Processes));
+                }
+            }
             Report::Reaped { status, cpu_microseconds, largest_process_bytes } => {
                 let cpu = Duration::from_micros(cpu_microseconds);
                 self.reaped = Some(Reaped { status, cpu, largest_process_bytes });

@@ -44,8 +44,9 @@ pub(super) enum Report {
     Failed(Failure),
     /// Init's child: the command could not be executed.
     NotExecuted(Failure),
-    /// Init: the command ended, with this wait status.
-    Ended { status: i32 },
+    /// Init: the command ended, with this wait status; if it failed, with so many other processes
+    /// left.
+    Ended { status: i32, others: u64 },
     /// Launcher: init is gone, and with it every process of the sandbox.
     Reaped { status: i32, cpu_microseconds: u64, largest_process_bytes: u64 },
     /// Launcher: what the probes found.

@@ -7,9 +7,8 @@
 //! record of every object that is missing here.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use srp_store::cache::{Asked, Evidence, Sealed, Statement, Verdict};
+use srp_store::cache::{Asked, Evidence, ObjectRecord, Sealed, Statement, Verdict, concurrently};
 use srp_store::{
     Claim, Derivation, InputKey, ObjectId, OutputName, ReferenceKind, ResolvedHash, StaticHash,
     Store, StoreError,
@@ -19,8 +18,9 @@ use crate::plan::adopted;
 use crate::substitute::offer::{Offer, Part};
 use crate::substitute::substituters::Substituters;
 
-/// So many derivations are asked about at once.
-const QUESTIONS: usize = 8;
+/// So many derivations, or objects, are asked about at once. How many requests that is, each
+/// cache limits.
+pub(crate) const QUESTIONS: usize = 8;
 
 impl Substituters {
     /// What caches offer of several derivations that this store hasn't realised; `goals` are those
@@ -34,27 +34,13 @@ impl Substituters {
         if self.sites.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let next = AtomicUsize::new(0);
-        let work = || {
-            let mut offers = Vec::new();
-            while let Some((hash, derivation)) =
-                derivations.get(next.fetch_add(1, Ordering::Relaxed))
-                && !self.cancel.is_cancelled()
-            {
-                offers.extend(self.offer(store, *hash, derivation, goals.contains(hash))?);
+        let offers = concurrently(QUESTIONS, derivations, |(hash, derivation)| {
+            if self.cancel.is_cancelled() {
+                return Ok(None);
             }
-            Ok::<_, StoreError>(offers)
-        };
-        let threads = QUESTIONS.min(derivations.len());
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            let mut offers = BTreeMap::new();
-            for thread in threads {
-                let found = thread.join().expect("look-ups don't panic")?;
-                offers.extend(found.into_iter().map(|offer| (offer.derivation, offer)));
-            }
-            Ok(offers)
-        })
+            self.offer(store, *hash, derivation, goals.contains(hash))
+        })?;
+        Ok(offers.into_iter().flatten().map(|offer| (offer.derivation, offer)).collect())
     }
 
     fn offer(
@@ -151,8 +137,10 @@ impl Substituters {
             }
             if statements.is_empty() {
                 let signers = self.signers(site);
-                let found = site.ask(|cache| cache.statements(asked, &signers).map(Some))?;
-                statements = found.unwrap_or_default();
+                let found = concurrently(signers.len(), &signers, |signer| {
+                    site.ask(|cache| cache.statements(asked, &[*signer]).map(Some))
+                })?;
+                statements = found.into_iter().flatten().flatten().collect();
             }
             let before = evidence.len();
             evidence.extend(statements.into_iter().filter(|it| sound(it.unverified())).map(
@@ -207,11 +195,17 @@ impl Substituters {
         hash: &StaticHash,
     ) -> Result<Vec<Sealed<Statement>>, StoreError> {
         let site = &self.sites[number];
-        let mut statements = Vec::new();
-        for signer in self.signers(site) {
+        let signers = self.signers(site);
+        let found = concurrently(signers.len(), &signers, |signer| {
             let key = signer.map(|id| &self.policy.trusted[&id]);
-            let Some(found) = site.ask(|cache| cache.closure(hash, key))? else { continue };
+            site.ask(|cache| cache.closure(hash, key))
+        })?;
+        let mut statements = Vec::new();
+        for (signer, found) in signers.iter().zip(found) {
+            let Some(found) = found else { continue };
             let closure = found.closure;
+            let pointer = closure.pointer(found.digest);
+            self.manifests.lock().expect("no holder panics").push((number, *signer, pointer));
             {
                 let mut records = self.records.lock().expect("no holder panics");
                 for record in closure.objects {
@@ -233,30 +227,38 @@ impl Substituters {
     fn parts(&self, store: &Store, ids: Vec<ObjectId>) -> Result<Option<Vec<Part>>, StoreError> {
         let mut parts = Vec::new();
         let mut seen = BTreeSet::new();
-        let mut pending = ids;
-        while let Some(id) = pending.pop() {
-            if !seen.insert(id) {
-                continue;
+        let mut pending: BTreeSet<ObjectId> = ids.into_iter().collect();
+        // All that is known to be referred to is asked for together.
+        while !pending.is_empty() {
+            let mut missing = Vec::new();
+            let mut next = BTreeSet::new();
+            for id in pending {
+                if !seen.insert(id) {
+                    continue;
+                }
+                if store.contains(&id)? {
+                    next.extend(store.info(&id)?.object.references(ReferenceKind::ALL));
+                } else {
+                    missing.push(id);
+                }
             }
-            if store.contains(&id)? {
-                pending.extend(store.info(&id)?.object.references(ReferenceKind::ALL));
-                continue;
+            let records = concurrently(QUESTIONS, &missing, |id| self.record(id))?;
+            for (id, found) in missing.iter().zip(records) {
+                let Some((site, record)) = found else {
+                    tracing::debug!(%id, "no cache has this object");
+                    return Ok(None);
+                };
+                next.extend(record.object.references(ReferenceKind::ALL));
+                let cache = self.sites[site].url().to_owned();
+                parts.push(Part { record, cache, site });
             }
-            let Some((site, record)) = self.record(&id)? else {
-                tracing::debug!(%id, "no cache has this object");
-                return Ok(None);
-            };
-            pending.extend(record.object.references(ReferenceKind::ALL));
-            let cache = self.sites[site].url().to_owned();
-            parts.push(Part { record, cache, site });
+            pending = next;
         }
         Ok(Some(parts))
     }
 
-    fn record(
-        &self,
-        id: &ObjectId,
-    ) -> Result<Option<(usize, srp_store::cache::ObjectRecord)>, StoreError> {
+    /// An object's record, and the number of the cache that has it.
+    fn record(&self, id: &ObjectId) -> Result<Option<(usize, ObjectRecord)>, StoreError> {
         if let Some(known) = self.records.lock().expect("no holder panics").get(id) {
             return Ok(known.clone());
         }

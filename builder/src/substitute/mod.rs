@@ -4,11 +4,15 @@
 //! nothing, said once. What is wrong rather than missing (a signature, a digest) is said each time.
 //! What to believe is decided by the store's [`Policy`](srp_store::cache::Policy).
 
+mod freshness;
 mod lookup;
 mod offer;
 mod site;
 mod substituters;
 mod transfer;
+
+#[cfg(test)]
+mod tests;
 
 pub use offer::{Offer, Part};
 pub use substituters::{Substituters, Upstream};

@@ -60,13 +60,13 @@ impl Site {
     /// an error.
     pub(crate) fn ask<T>(
         &self,
-        question: impl FnOnce(&Cache) -> Result<Option<T>, CacheError>,
+        question: impl Fn(&Cache) -> Result<Option<T>, CacheError>,
     ) -> Result<Option<T>, StoreError> {
         let _permit = self.permit();
-        if self.health().down {
+        if self.is_down() {
             return Ok(None);
         }
-        let open = || match Cache::open_with(Arc::clone(&self.remote), PATIENCE) {
+        let open = || match twice(|| Cache::open_with(Arc::clone(&self.remote), PATIENCE)) {
             Ok(cache) => Some(cache),
             Err(error) => {
                 self.note(&error);
@@ -75,7 +75,7 @@ impl Site {
             }
         };
         let Some(cache) = self.cache.get_or_init(open) else { return Ok(None) };
-        match question(cache) {
+        match twice(|| question(cache)) {
             Ok(answer) => {
                 self.health().in_a_row = 0;
                 Ok(answer)
@@ -97,12 +97,23 @@ impl Site {
         }
         let mut health = self.health();
         health.in_a_row += 1;
-        health.down |= health.in_a_row >= FAILURES;
+        // What trickles has taken its time already.
+        health.down |= health.in_a_row >= FAILURES || error.is_too_slow();
         if std::mem::replace(&mut health.warned, true) {
             tracing::debug!("{error}{cause}");
         } else {
             tracing::warn!("{error}{cause}; going on without it");
         }
+    }
+
+    /// Whether it was asked something, and answered.
+    pub(crate) fn is_open(&self) -> bool {
+        self.cache.get().is_some_and(Option::is_some)
+    }
+
+    /// Whether it is not asked any more.
+    pub(crate) fn is_down(&self) -> bool {
+        self.health().down
     }
 
     fn health(&self) -> std::sync::MutexGuard<'_, Health> {
@@ -114,6 +125,18 @@ impl Site {
         let mut free = self.freed.wait_while(free, |free| *free == 0).expect("no holder panics");
         *free -= 1;
         Permit { site: self }
+    }
+}
+
+/// Asks again if the connection broke: that happens now and then, and to build instead may take
+/// hours. A cache that is down says so, and isn't asked again.
+fn twice<T>(ask: impl Fn() -> Result<T, CacheError>) -> Result<T, CacheError> {
+    match ask() {
+        Err(error) if error.is_interruption() => {
+            tracing::debug!(%error, "it is asked again");
+            ask()
+        }
+        answer => answer,
     }
 }
 

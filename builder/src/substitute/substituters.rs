@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
-use srp_store::cache::{Delta, Holdings, ObjectRecord, Policy, Remote, Signer};
+use srp_store::cache::{Delta, Holdings, ObjectRecord, Pointer, Policy, Remote, Signer};
 use srp_store::{ObjectId, ResolvedHash, StaticHash};
 
 use crate::cancel::CancelToken;
@@ -24,6 +24,8 @@ pub struct Substituters {
     pub(crate) cancel: CancelToken,
     /// Which cache has an object, as far as that was asked.
     pub(crate) records: Mutex<HashMap<ObjectId, Option<(usize, ObjectRecord)>>>,
+    /// Which manifests were read, by cache and key.
+    pub(crate) manifests: Mutex<Vec<(usize, Signer, Pointer)>>,
     /// How to make new files of old ones, by the cache.
     pub(crate) deltas: Mutex<HashMap<usize, BTreeSet<Delta>>>,
     /// Derivations that could not be fetched as promised.
@@ -60,6 +62,7 @@ impl Substituters {
             policy,
             cancel,
             records: Mutex::default(),
+            manifests: Mutex::default(),
             deltas: Mutex::default(),
             refused: Mutex::default(),
             unknown: Mutex::default(),

@@ -3,17 +3,16 @@
 //! Several objects come at a time, each once however many offers need it. What one cache can't
 //! bring, or brings wrong, is asked of the next: an object's id says what it is, whoever has it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
-use srp_store::cache::{Fetcher, Holdings};
+use srp_store::cache::{Fetcher, Holdings, concurrently};
 use srp_store::{ObjectId, Registration, Store, StoreError};
 
 use crate::substitute::offer::{Offer, Part};
 use crate::substitute::substituters::Substituters;
 
-/// So many objects of one offer come at a time.
-const OBJECTS: usize = 4;
+/// So many objects of one offer come at a time: each needs two round trips before it fills the line.
+const OBJECTS: usize = 8;
 
 /// Why an offer did not come.
 #[derive(Debug, thiserror::Error)]
@@ -30,33 +29,22 @@ pub(crate) enum TransferError {
 }
 
 impl Substituters {
-    /// Fetches what an offer needs and adopts it. `progress` is told how many bytes have come.
+    /// Fetches what an offer needs and adopts it. `progress` is told how many bytes have come,
+    /// as they come.
     pub(crate) fn transfer(
         &self,
         store: &Store,
         offer: &Offer,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<(), TransferError> {
-        let next = AtomicUsize::new(0);
-        let bytes = Arc::new(AtomicU64::new(0));
-        let work = || {
-            while let Some(part) = offer.parts.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let fetched = self.once(store, part, &bytes);
-                progress(bytes.load(Ordering::Relaxed));
-                if fetched.is_err() {
-                    next.store(offer.parts.len(), Ordering::Relaxed);
-                }
-                fetched?;
-            }
-            Ok(())
+        let sum = Mutex::new(0);
+        let came = |bytes| {
+            // Held meanwhile, so that the sum that is told last is the largest.
+            let mut sum = sum.lock().expect("no holder panics");
+            *sum += bytes;
+            progress(*sum);
         };
-        std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                (0..OBJECTS.min(offer.parts.len())).map(|_| scope.spawn(work)).collect();
-            let ended: Vec<Result<(), TransferError>> =
-                threads.into_iter().map(|it| it.join().expect("transfers don't panic")).collect();
-            ended.into_iter().collect::<Result<(), _>>()
-        })?;
+        concurrently(OBJECTS, &offer.parts, |part| self.once(store, part, &came))?;
         store.adopt(&offer.statement, &offer.evidence)?;
         if offer.statement.derivation != offer.derivation {
             // Another derivation with the same resolved hash was stated: what it came out as is this
@@ -73,7 +61,7 @@ impl Substituters {
         &self,
         store: &Store,
         part: &Part,
-        bytes: &Arc<AtomicU64>,
+        came: &(dyn Fn(u64) + Sync),
     ) -> Result<(), TransferError> {
         let id = part.record.object.id();
         {
@@ -84,7 +72,7 @@ impl Substituters {
                 .expect("no holder panics");
             flights.insert(id);
         }
-        let fetched = self.object(store, &id, part, bytes);
+        let fetched = self.object(store, &id, part, came);
         self.flights.lock().expect("no holder panics").remove(&id);
         self.landed.notify_all();
         fetched
@@ -95,7 +83,7 @@ impl Substituters {
         store: &Store,
         id: &ObjectId,
         part: &Part,
-        bytes: &Arc<AtomicU64>,
+        came: &(dyn Fn(u64) + Sync),
     ) -> Result<(), TransferError> {
         if store.contains(id)? {
             return Ok(());
@@ -107,24 +95,22 @@ impl Substituters {
             }
             let site = &self.sites[number];
             let deltas = self.deltas.lock().expect("no holder panics").get(&number).cloned();
-            let counted = Arc::clone(bytes);
+            let deltas = deltas.unwrap_or_default();
             let holdings = self.holdings(store)?;
-            let came = site.ask(|cache| {
+            let fetched = site.ask(|cache| {
                 let record = if number == part.site {
                     Some(part.record.clone())
                 } else {
                     cache.object(id)?
                 };
                 let Some(record) = record else { return Ok(None) };
-                Fetcher::new(store, cache, holdings)
-                    .with_deltas(&deltas.unwrap_or_default())
-                    .with_progress(Arc::new(move |more| {
-                        counted.fetch_add(more, Ordering::Relaxed);
-                    }))
+                Fetcher::new(store, cache, Arc::clone(&holdings))
+                    .with_deltas(&deltas)
+                    .with_progress(came)
                     .fetch(&record)
                     .map(Some)
             })?;
-            if came.is_some() {
+            if fetched.is_some() {
                 return Ok(());
             }
         }

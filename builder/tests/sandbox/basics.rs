@@ -9,7 +9,8 @@ use srp_builder::CancelToken;
 use srp_builder::sandbox::{Bind, BinfmtHandler, RootMode, SandboxError, Status, Stdio};
 
 use super::Test;
-use super::fixture::{Fixture, eventually, foreign_busybox, qemu};
+use super::fixture::{Fixture, foreign_busybox, qemu};
+use super::processes::eventually;
 
 pub(crate) const TESTS: &[Test] = &[
     ("commands_exit_and_die", commands_exit_and_die),
@@ -215,7 +216,9 @@ fn foreign_programs_run_by_their_handler_only() {
         other => panic!("{other:?}"),
     }
     let (qemu, busybox) = (qemu(), foreign_busybox());
-    fs::copy(busybox, fixture.directory.join("build/busybox-arm")).unwrap();
+    let foreign = fixture.directory.join("build/busybox-arm");
+    fs::copy(busybox, &foreign).unwrap();
+    super::make_executable(&foreign);
     let emulator = fixture.directory.join("qemu");
     fs::copy(qemu, &emulator).unwrap();
     super::make_executable(&emulator);

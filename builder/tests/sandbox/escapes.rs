@@ -11,8 +11,9 @@ use nix::libc;
 use srp_builder::sandbox::{SandboxError, Status};
 
 use super::Test;
-use super::fixture::{Fixture, eventually, processes_with};
+use super::fixture::Fixture;
 use super::machine_code::{Call, DATA, Entry, write_program};
+use super::processes::{eventually, processes_with};
 
 pub(crate) const TESTS: &[Test] = &[
     ("nothing_of_the_host_is_mounted", nothing_of_the_host_is_mounted),

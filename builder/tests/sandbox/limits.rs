@@ -6,7 +6,8 @@ use srp_builder::CancelToken;
 use srp_builder::sandbox::{Limit, LimitsBy, SandboxPlan, Status};
 
 use super::Test;
-use super::fixture::{Fixture, eventually, processes_with};
+use super::fixture::Fixture;
+use super::processes::{eventually, processes_with};
 
 pub(crate) const TESTS: &[Test] = &[
     ("fork_bombs_are_stopped", fork_bombs_are_stopped),

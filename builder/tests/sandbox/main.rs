@@ -13,6 +13,8 @@ mod escapes;
 mod fixture;
 mod limits;
 mod machine_code;
+#[path = "../../../tests/support/processes.rs"]
+mod processes;
 #[path = "../../../tests/support/seed.rs"]
 mod seed;
 mod views;
@@ -108,6 +110,13 @@ fn skipped(what: &str, why: &str) {
 }
 
 /// Makes a file executable.
+/// Makes a file that this program wrote one that can be executed. It is copied by another process:
+/// a process that another test starts at this moment inherits the descriptor it was written by, and
+/// until that one executes its program, the kernel answers ETXTBSY to whoever executes the file.
 fn make_executable(path: &std::path::Path) {
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o555)).unwrap();
+    let copy = path.with_extension("copy");
+    let copied = std::process::Command::new("cp").args([path, &copy]).status().unwrap();
+    assert!(copied.success());
+    std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o555)).unwrap();
+    std::fs::rename(copy, path).unwrap();
 }

@@ -48,11 +48,14 @@ while IFS= read -r -d '' file; do
     if grep Machine: header | grep -qv "Machine: *$machine\$"; then
         fail "$file is for another machine: $(grep Machine: header | sort -u)"
     fi
-    llvm-readelf -dl "$file" > needs 2> /dev/null || true
+    llvm-readelf -dl -p .comment "$file" > needs 2> /dev/null || true
     if grep -qE 'ld-linux|libc\.so\.6|libgcc_s|libstdc\+\+' needs; then
         fail "$file needs glibc or GCC: $(grep -E 'ld-linux|NEEDED' needs)"
     fi
+    if grep -qE '(clang|LLD|GCC:).* [0-9]+\.[0-9]' needs; then
+        fail "$file names what made it: $(grep -E '(clang|LLD|GCC:).* [0-9]' needs)"
+    fi
 done < <(find / -xdev \( -path /proc -o -path /dev -o -path /tmp -o -path /srp \) -prune -o -type f -print0 2> /dev/null)
-echo "$files ELF files and archives, all for $machine, none needs glibc"
+echo "$files ELF files and archives, all for $machine; none needs glibc, or names the compiler that made it"
 
 [ $failures = 0 ] || { echo "$failures failures"; exit 1; }

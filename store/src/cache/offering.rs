@@ -155,20 +155,22 @@ impl Offering {
 
     /// The newest generation of each root; of an offering of a few things, these.
     pub fn roots(&self) -> Result<Vec<OfferedRoot>, CacheError> {
+        let newest: BTreeMap<String, _> =
+            self.store.roots()?.into_iter().map(|root| (root.name.clone(), root)).collect();
         let mut found = Vec::new();
         if let Some(scope) = &self.scope {
             for asked in &scope.asked {
                 let closure = self.store.closure(&[asked.object], ReferenceKind::ALL)?;
                 let object = self.store.info(&asked.object)?.object.path_name();
-                let (name, generation) = (asked.name.clone(), 1);
+                let name = asked.name.clone();
+                // As without a scope: clients remember a root's generation, and miss none that was newer.
+                let generation = newest.get(&name).map_or(1, |root| root.generation);
                 let derivation = asked.derivation;
                 found.push(OfferedRoot { name, generation, object, derivation, closure });
             }
             return Ok(found);
         }
         let claims = self.claims()?;
-        let newest: BTreeMap<String, _> =
-            self.store.roots()?.into_iter().map(|root| (root.name.clone(), root)).collect();
         for root in newest.into_values() {
             // A root may name what isn't there any more, or not all of it.
             let Ok(closure) = self.store.closure(&[root.object.id], ReferenceKind::ALL) else {

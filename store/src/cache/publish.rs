@@ -65,6 +65,8 @@ pub struct Published {
     pub delta_bytes: u64,
     /// Other files that were sent: records, statements, manifests.
     pub files: usize,
+    /// How many of its derivations were not built here, and are stated as such.
+    pub substituted: usize,
     /// The root's generation, if a root was published.
     pub generation: Option<u64>,
 }
@@ -101,6 +103,10 @@ impl<'a> Publisher<'a> {
             self.store.closure(&named, ReferenceKind::ALL)?.into_iter().collect();
         let statements = self.statements(&claims, &infos)?;
         let public = self.key.map(SecretKey::public);
+        let signer = public.as_ref().map(PublicKey::id);
+        let ours = statements.iter().filter(|it| it.signer() == signer);
+        let ours = ours.map(|it| it.unverified().provenance);
+        let substituted = ours.filter(|it| *it == Provenance::Substituted).count();
         let (pointer, previous) = self.previous(root, public.as_ref())?;
 
         let sending = Sending::new(self, previous.as_ref());
@@ -139,6 +145,7 @@ impl<'a> Publisher<'a> {
         sending.check_again(&infos, &mut closure)?;
         let mut published = sending.published.into_inner().expect("no holder panics");
         published.generation = Some(closure.generation);
+        published.substituted = substituted;
         published.objects = closure.objects.len();
         Ok(published)
     }

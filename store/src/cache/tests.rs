@@ -3,6 +3,8 @@
 mod export;
 mod faults;
 mod memory;
+mod mutations;
+mod resuming;
 mod upkeep;
 
 use std::collections::BTreeMap;

@@ -43,6 +43,13 @@ impl Bench {
         self.directory.path().join("sources")
     }
 
+    /// What an earlier transfer of the file left.
+    fn leave_partial(&self, request: &FetchRequest, bytes: &[u8]) {
+        std::fs::create_dir(self.sources()).expect("created");
+        let partial = self.sources().join(format!(".partial-{}", request.sha256));
+        std::fs::write(partial, bytes).expect("written");
+    }
+
     fn fetch(self, request: &FetchRequest) -> (Result<Fetched, FetchError>, TempDir) {
         let sources = self.sources();
         let result = Fetcher::new(self.config).fetch(

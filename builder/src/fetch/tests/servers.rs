@@ -62,9 +62,7 @@ fn redirects_are_followed_also_with_ranges() {
     });
     let bench = Bench::new();
     let request = request(&bytes, &[server.url("dir/a")]);
-    std::fs::create_dir(bench.sources()).expect("created");
-    let partial = bench.sources().join(format!(".partial-{}", request.sha256));
-    std::fs::write(partial, &bytes[..400]).expect("written");
+    bench.leave_partial(&request, &bytes[..400]);
     let (result, _keep) = bench.fetch(&request);
     assert!(result.expect("fetched").resumed);
     assert_eq!(server.asked()[2].offset(), Some(400));

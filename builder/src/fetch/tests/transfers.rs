@@ -127,9 +127,7 @@ fn a_partial_with_foreign_bytes_is_started_over_at_the_same_place() {
     let server = TestServer::serving(bytes.clone());
     let bench = Bench::new();
     let request = request(&bytes, &[server.url("a")]);
-    std::fs::create_dir(bench.sources()).expect("created");
-    let partial = bench.sources().join(format!(".partial-{}", request.sha256));
-    std::fs::write(partial, vec![0; 10_000]).expect("written");
+    bench.leave_partial(&request, &[0; 10_000]);
     let (result, _keep) = bench.fetch(&request);
     assert_eq!(std::fs::read(result.expect("fetched").path).expect("there"), bytes);
     let offsets: Vec<_> = server.asked().iter().map(|asked| asked.offset()).collect();
@@ -142,9 +140,7 @@ fn a_partial_longer_than_the_file_is_started_over() {
     let server = TestServer::serving(bytes.clone());
     let bench = Bench::new();
     let request = request(&bytes, &[server.url("a")]);
-    std::fs::create_dir(bench.sources()).expect("created");
-    let partial = bench.sources().join(format!(".partial-{}", request.sha256));
-    std::fs::write(partial, vec![0; 10_000]).expect("written");
+    bench.leave_partial(&request, &[0; 10_000]);
     let (result, _keep) = bench.fetch(&request);
     assert_eq!(std::fs::read(result.expect("fetched").path).expect("there"), bytes);
 }
@@ -154,9 +150,7 @@ fn a_partial_that_is_complete_needs_no_network() {
     let bytes = content(5000);
     let bench = Bench::new();
     let request = request(&bytes, &[dead_url()]);
-    std::fs::create_dir(bench.sources()).expect("created");
-    let partial = bench.sources().join(format!(".partial-{}", request.sha256));
-    std::fs::write(partial, &bytes).expect("written");
+    bench.leave_partial(&request, &bytes);
     let (result, _keep) = bench.fetch(&request);
     assert_eq!(result.expect("complete").from, Place::Partial);
 }
@@ -268,9 +262,7 @@ fn a_wrong_local_file_does_not_cost_the_partial() {
     let server = TestServer::serving(bytes.clone());
     let request = request(&bytes, &[server.url("a")]);
     std::fs::write(bad.join(request.file_name()), b"wrong").expect("written");
-    std::fs::create_dir(bench.sources()).expect("created");
-    let partial = bench.sources().join(format!(".partial-{}", request.sha256));
-    std::fs::write(partial, &bytes[..60_000]).expect("written");
+    bench.leave_partial(&request, &bytes[..60_000]);
     bench.config.directories = vec![bad];
     let (result, _keep) = bench.fetch(&request);
     assert_eq!(result.expect("fetched").bytes_transferred, 40_000);
