@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use petgraph::Direction;
 use petgraph::graph::NodeIndex;
 use srp_store::{
-    Action, Claim, Derivation, InputKey, Lock, ObjectId, OutputName, Registration, ResolvedHash,
-    StaticHash, Store,
+    Action, Claim, Derivation, History, InputKey, Lock, ObjectId, OutputName, Registration,
+    ResolvedHash, StaticHash, Store,
 };
 
 use crate::cancel::CancelToken;

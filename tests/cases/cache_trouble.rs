@@ -6,9 +6,9 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::caches::{name, published_as, push, user_of};
-use crate::support::host::eventually;
 use crate::support::nginx::Nginx;
 use crate::support::place::list;
+use crate::support::processes::eventually;
 use crate::support::server::Server;
 use crate::support::{Place, Run};
 

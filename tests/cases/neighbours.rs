@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::host::{eventually, is_root, skipped};
+use crate::support::host::{is_root, skipped};
+use crate::support::processes::eventually;
 use crate::support::serving::Serving;
 use crate::support::{Place, Run};
 

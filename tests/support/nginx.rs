@@ -5,7 +5,8 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use super::host::{eventually, skipped};
+use super::host::skipped;
+use super::processes::eventually;
 
 /// A running nginx; it ends with the value.
 pub(crate) struct Nginx {

@@ -13,7 +13,7 @@ use crate::cache::closure::{Closure, Pointer};
 use crate::cache::key::{PublicKey, SecretKey};
 use crate::cache::sealed::Sealed;
 use crate::cache::sending::{Sending, readable};
-use crate::cache::statement::Statement;
+use crate::cache::statement::{Provenance, Statement};
 use crate::cache::{Cache, CacheError, SignedClosure};
 use crate::db::Info;
 use crate::digest::{ObjectId, StaticHash};
