@@ -23,7 +23,7 @@ const PACKS_BYTES: u64 = 32 << 30;
 
 /// Serve the store as a binary cache, over HTTP, to the machine next door
 ///
-/// Others name it as [[caches]] in their configuration; nothing has to be published before. What
+/// Others name it among the caches of their configuration; nothing has to be published before. What
 /// roots need is packed when it starts (below `served` in the store, 32 GiB at most), anything else
 /// when it is asked for. Statements are signed if there is a key. It only reads, and it is not a server
 /// for the open internet. The address is printed when it serves; SIGTERM or Ctrl-C ends it.
