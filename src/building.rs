@@ -8,7 +8,9 @@ use std::path::PathBuf;
 
 use srp_builder::fetch::{Fetcher, FetcherConfig, Mirrors, NetworkSettings};
 use srp_builder::jobserver::Broker;
+use srp_builder::remote::Connections;
 use srp_builder::sandbox::Launcher;
+use srp_builder::substitute::{Substituters, Upstream};
 use srp_builder::{
     Builder, CancelToken, Failure, FailureCause, Machine, Options, Plan, RealiseError, Request,
 };
@@ -18,12 +20,15 @@ use crate::context::Context;
 use crate::error::{CommandError, CommandResult, ExitCode, causes, failure_hints};
 use crate::goals::{Goals, Graph};
 use crate::interrupt;
+use crate::keyring::Keyring;
 use crate::progress::Progress;
 use crate::target::{realised, short};
 use crate::terminal::{self, printable};
 
 /// How many sources are fetched at once: enough to fill a line, few enough for a mirror.
 pub(crate) const FETCHES: usize = 6;
+/// How many derivations are substituted at once; how many connections that is, each cache limits.
+const SUBSTITUTIONS: usize = 8;
 /// More than any honest build prints, less than a disk holds.
 const LOG_BYTES: u64 = 1 << 30;
 
@@ -40,12 +45,19 @@ pub(crate) struct Effort {
     /// After a failure, go on with what doesn't need what failed
     #[arg(long, short)]
     pub(crate) keep_going: bool,
+    /// Build nothing: what no cache has is a failure
+    #[arg(long)]
+    pub(crate) no_build: bool,
+    /// Ask no binary cache
+    #[arg(long)]
+    pub(crate) no_substitute: bool,
 }
 
 /// What builds: made when there is something to do.
 pub(crate) struct Workshop {
     launcher: Launcher,
     fetcher: Fetcher,
+    substituters: Option<Substituters>,
     broker: Broker,
     options: Options,
     /// Cancelled by the first signal.
@@ -65,6 +77,8 @@ impl Workshop {
             jobs: chosen(effort.jobs, context.config.jobs).unwrap_or(cores),
             cores,
             fetches: FETCHES,
+            substitutions: SUBSTITUTIONS,
+            no_build: effort.no_build,
             keep_going: effort.keep_going,
             timeout_seconds: None,
             silence_seconds: None,
@@ -80,6 +94,7 @@ impl Workshop {
         Ok(Workshop {
             launcher: launcher()?,
             fetcher: Fetcher::new(fetcher_config(context)),
+            substituters: substituters(context, effort, &cancel)?,
             broker,
             options,
             cancel,
@@ -92,6 +107,7 @@ impl Workshop {
             store,
             launcher: &self.launcher,
             fetcher: &self.fetcher,
+            substituters: self.substituters.as_ref(),
             broker: &self.broker,
             machine: Machine::here(),
             options: self.options.clone(),
@@ -167,6 +183,37 @@ pub(crate) fn fetcher_config(context: &Context) -> FetcherConfig {
         network: NetworkSettings::from_variables(variable),
         ..FetcherConfig::default()
     }
+}
+
+/// What reaches caches: proxies and certificates of the environment.
+pub(crate) fn connections() -> Connections {
+    let variable = |name: &str| crate::config::text(&|name| std::env::var_os(name), name);
+    Connections::new(NetworkSettings::from_variables(variable))
+}
+
+/// The caches that are configured, unless none is to be asked.
+fn substituters(
+    context: &Context,
+    effort: &Effort,
+    cancel: &CancelToken,
+) -> CommandResult<Option<Substituters>> {
+    let caches = &context.config.caches;
+    let imported = srp_store::cache::imported(&context.store_path()?);
+    if effort.no_substitute || (caches.is_empty() && imported.is_none()) {
+        return Ok(None);
+    }
+    let connections = connections();
+    // What was imported is asked first: it is here.
+    let imported = imported.map(|remote| Upstream { remote, trusted_outright: true });
+    let mut upstreams: Vec<Upstream> = imported.into_iter().collect();
+    for cache in caches {
+        let remote = connections.open(&cache.url).map_err(|error| {
+            CommandError::chain(ExitCode::User, error).hint("see [[caches]] in the configuration")
+        })?;
+        upstreams.push(Upstream { remote, trusted_outright: cache.trusted_unsigned });
+    }
+    let policy = Keyring::of(context)?.policy(context)?;
+    Ok(Some(Substituters::new(upstreams, policy, cancel.clone())))
 }
 
 /// Nine tenths of this machine's memory: a build that takes more is stopped before the machine is.

@@ -4,13 +4,14 @@
 //! directories; the libraries get plain values. The user's file wins over the machine's, key by
 //! key; the environment wins over both, and options win over everything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use srp_builder::fetch::Mirrors;
+use srp_store::cache::PublicKey;
 
 /// The machine's configuration file.
 const MACHINE_FILE: &str = "/etc/srp/config.toml";
@@ -31,8 +32,43 @@ pub(crate) struct Config {
     pub(crate) mirrors: BTreeMap<String, Vec<String>>,
     /// Sources directories that are looked into before anything is fetched.
     pub(crate) sources: Vec<PathBuf>,
+    /// Binary caches, those to be asked first at the beginning; of both files.
+    pub(crate) caches: Vec<ConfiguredCache>,
+    /// Whose signatures count.
+    pub(crate) trust: Trust,
+    /// Where the user's keys are; none if nothing says where home is.
+    pub(crate) keys: Option<PathBuf>,
     /// Whether things are registered without waiting for the disk.
     pub(crate) unsynced: bool,
+}
+
+/// A binary cache as it is written.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ConfiguredCache {
+    /// A URL, or the path of a directory.
+    pub(crate) url: String,
+    /// Smaller ones are asked first.
+    #[serde(default = "default_priority")]
+    pub(crate) priority: u32,
+    /// Whether it is believed without any signature.
+    #[serde(default)]
+    pub(crate) trusted_unsigned: bool,
+}
+
+fn default_priority() -> u32 {
+    50
+}
+
+/// Whose word is enough, beside the keys that `srp key trust` keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Trust {
+    /// Public keys; of both files.
+    pub(crate) keys: Vec<PublicKey>,
+    /// How many different builders must say the same.
+    pub(crate) threshold: Option<usize>,
+    /// Whether what was built by an emulator is refused.
+    pub(crate) refuse_emulated: Option<bool>,
 }
 
 /// A configuration file as it is written.
@@ -46,6 +82,20 @@ struct File {
     mirrors: BTreeMap<String, Urls>,
     #[serde(default)]
     sources: Vec<PathBuf>,
+    #[serde(default)]
+    caches: Vec<ConfiguredCache>,
+    #[serde(default)]
+    trust: WrittenTrust,
+}
+
+/// The table `[trust]` as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenTrust {
+    #[serde(default)]
+    keys: BTreeSet<String>,
+    threshold: Option<std::num::NonZeroUsize>,
+    refuse_emulated: Option<bool>,
 }
 
 /// One URL or several.
@@ -65,6 +115,9 @@ pub(crate) enum ConfigError {
     /// A file is not what it should be.
     #[error("{}:{line}: {message}", path.display())]
     Malformed { path: PathBuf, line: usize, message: String },
+    /// A key is none.
+    #[error("{}: {text:?} of trust.keys: {source}", path.display())]
+    Key { path: PathBuf, text: String, source: srp_store::cache::KeyError },
     /// The variable has another value than those it can have.
     #[error("SRP_SYNC is {value:?}, and can be `on` or `off`")]
     Sync { value: OsString },
@@ -84,10 +137,12 @@ impl Config {
         };
         let mut config = Config { unsynced, ..Config::default() };
         let user = user_directory(environment, "XDG_CONFIG_HOME", ".config")
-            .map(|directory| directory.join("srp/config.toml"));
+            .map(|directory| directory.join("srp"));
+        config.keys = user.as_ref().map(|directory| directory.join("keys"));
+        let user = user.map(|directory| directory.join("config.toml"));
         for path in user.into_iter().chain([PathBuf::from(MACHINE_FILE)]) {
             match std::fs::read_to_string(&path) {
-                Ok(text) => config.add(parse(&text, &path)?, &path),
+                Ok(text) => config.add(parse(&text, &path)?, &path)?,
                 Err(error)
                     if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
                 Err(source) => return Err(ConfigError::Read { path, source }),
@@ -96,11 +151,12 @@ impl Config {
         if let Some(urls) = text(environment, "SRP_MIRROR_DEBIAN") {
             config.mirrors.insert("debian".to_owned(), Mirrors::split_urls(&urls));
         }
+        config.caches.sort_by_key(|cache| cache.priority);
         Ok(config)
     }
 
     /// Takes over what is not said yet.
-    fn add(&mut self, file: File, path: &Path) {
+    fn add(&mut self, file: File, path: &Path) -> Result<(), ConfigError> {
         self.jobs = self.jobs.or(file.jobs.map(usize::from));
         self.cores = self.cores.or(file.cores.map(usize::from));
         self.memory_mib = self.memory_mib.or(file.memory_mib.map(u64::from));
@@ -114,6 +170,22 @@ impl Config {
         // A relative directory lies beside the file that names it.
         let directory = path.parent().unwrap_or(Path::new("/"));
         self.sources.extend(file.sources.iter().map(|source| directory.join(source)));
+        for mut cache in file.caches {
+            if !cache.url.contains("://") {
+                cache.url = directory.join(&cache.url).to_string_lossy().into_owned();
+            }
+            self.caches.push(cache);
+        }
+        for text in file.trust.keys {
+            let key = text.parse().map_err(|source| {
+                let (path, text) = (path.to_owned(), text.clone());
+                ConfigError::Key { path, text, source }
+            })?;
+            self.trust.keys.push(key);
+        }
+        self.trust.threshold = self.trust.threshold.or(file.trust.threshold.map(usize::from));
+        self.trust.refuse_emulated = self.trust.refuse_emulated.or(file.trust.refuse_emulated);
+        Ok(())
     }
 }
 
@@ -189,7 +261,8 @@ mod tests {
                        [mirrors]\ndebian = ['http://b.test']\ngnu = ['http://c.test', 'http://d.test']\n";
         let mut config = Config::default();
         for (text, path) in [(user, "/home/u/.config/srp/config.toml"), (machine, MACHINE_FILE)] {
-            config.add(parse(text, Path::new(path)).expect("valid"), Path::new(path));
+            let file = parse(text, Path::new(path)).expect("valid");
+            config.add(file, Path::new(path)).expect("valid");
         }
         assert_eq!((config.jobs, config.cores), (Some(2), Some(4)));
         assert_eq!(config.mirrors["debian"], ["http://a.test"]);

@@ -66,6 +66,13 @@ impl Context {
         Ok(Store::open(&self.store_path()?, Access::Read)?)
     }
 
+    /// The store, for reading; for writing, too, if it is ours: then it has room for what is made
+    /// on the way.
+    pub(crate) fn store_to_publish(&self) -> CommandResult<Store> {
+        let store = self.store_to_read()?;
+        Ok(Store::open(&self.store_path()?, Access::Write).unwrap_or(store))
+    }
+
     /// The store, for reading, if there is one.
     pub(crate) fn store_if_any(&self) -> CommandResult<Option<Store>> {
         match Store::open(&self.store_path()?, Access::Read) {

@@ -10,6 +10,7 @@ use std::io::Write as _;
 use srp_builder::{FailureCause, RealiseError};
 use srp_eval::{DefinitionsError, EvalError};
 use srp_store::StoreError;
+use srp_store::cache::{CacheError, ExportError, ImportError, KeyError, Severity};
 
 use crate::style::Style;
 
@@ -169,6 +170,66 @@ impl From<StoreError> for CommandError {
     }
 }
 
+impl From<CacheError> for CommandError {
+    fn from(error: CacheError) -> CommandError {
+        let code = match error.severity() {
+            Severity::Integrity => ExitCode::Integrity,
+            Severity::Miss | Severity::Local => ExitCode::User,
+        };
+        let hint = match error {
+            CacheError::Store(error) => return error.into(),
+            CacheError::NotACache { .. } => Some("srp cache create makes one there"),
+            CacheError::Unsupported { .. } => {
+                Some("do that where the cache's files lie, by the path of the directory")
+            }
+            CacheError::NotRealised { .. } => Some("srp realise it first"),
+            _ => None,
+        };
+        let error = CommandError::chain(code, error);
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}
+
+impl From<ExportError> for CommandError {
+    fn from(error: ExportError) -> CommandError {
+        match error {
+            ExportError::Cache(error) => error.into(),
+            error => CommandError::chain(ExitCode::User, error),
+        }
+    }
+}
+
+impl From<ImportError> for CommandError {
+    fn from(error: ImportError) -> CommandError {
+        let (code, hint) = match error {
+            ImportError::Cache(error) => {
+                let hint = match error.severity() {
+                    Severity::Local => "what had come whole is kept: import again for the rest",
+                    _ => "what had come whole before is kept; import a sound copy",
+                };
+                return CommandError::from(error).hint(hint);
+            }
+            ImportError::Damaged { .. } => {
+                (ExitCode::Integrity, "what had come whole before is kept; import a sound copy")
+            }
+            ImportError::NotAnExport { .. } => (ExitCode::User, "srp export writes exports"),
+            ImportError::Truncated { .. } | ImportError::Read { .. } => {
+                (ExitCode::User, "import the whole of it: what is here is passed over")
+            }
+        };
+        CommandError::chain(code, error).hint(hint)
+    }
+}
+
+impl From<KeyError> for CommandError {
+    fn from(error: KeyError) -> CommandError {
+        CommandError::chain(ExitCode::User, error)
+    }
+}
+
 impl From<EvalError> for CommandError {
     fn from(error: EvalError) -> CommandError {
         let code = match &error {
@@ -204,6 +265,8 @@ impl From<RealiseError> for CommandError {
             RealiseError::Cycle { .. } => CommandError::chain(ExitCode::User, error),
             RealiseError::Incomplete { .. } => CommandError::chain(ExitCode::Internal, error),
             RealiseError::Failed { .. } => CommandError::chain(ExitCode::Build, error),
+            RealiseError::NoBuild { .. } => CommandError::chain(ExitCode::Build, error)
+                .hint("leave --no-build out to have them built"),
         }
     }
 }

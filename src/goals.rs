@@ -89,7 +89,9 @@ impl<'a> Goals<'a> {
 impl Graph {
     /// A request for certain outputs.
     pub(crate) fn request(&self, goals: Vec<InputKey>) -> Request {
-        Request { goals, derivations: self.derivations.clone(), runners: self.runners.clone() }
+        let (derivations, runners) = (self.derivations.clone(), self.runners.clone());
+        let roots = self.goals.iter().filter_map(|(attr, _)| attr.parse().ok()).collect();
+        Request { goals, derivations, runners, roots }
     }
 
     /// What the attributes stand for, without their names.

@@ -8,23 +8,32 @@
 
 mod add;
 mod building;
+mod cache;
 mod closure;
 mod config;
 mod context;
 mod doctor;
 mod error;
+mod export;
 mod goals;
 mod help;
+mod import;
 mod instantiate;
 mod interrupt;
+mod key;
+mod keyring;
 mod list;
 mod log;
+mod meter;
 mod options;
+mod page;
 mod progress;
 mod realise;
 mod root;
+mod serve;
 mod shell;
 mod show;
+mod signing;
 mod source;
 mod style;
 mod target;
@@ -78,6 +87,11 @@ fn run(options: options::GlobalOptions, command: &Command) -> CommandResult<u8> 
         Command::Add(arguments) => add::run(context, arguments).map(done),
         Command::Root(command) => root::run(context, command).map(done),
         Command::Source(command) => source::run(context, command).map(done),
+        Command::Export(arguments) => export::run(context, arguments).map(done),
+        Command::Import(arguments) => import::run(context, arguments).map(done),
+        Command::Serve(arguments) => serve::run(context, arguments).map(done),
+        Command::Key(command) => key::run(context, command).map(done),
+        Command::Cache(command) => cache::run(context, command).map(done),
         Command::Doctor(arguments) => doctor::run(context, arguments).map(done),
         Command::Completions(arguments) => help::completions(arguments).map(done),
         Command::Man(arguments) => help::man(arguments).map(done),

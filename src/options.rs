@@ -6,8 +6,10 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::error::EXIT_CODES;
 use crate::style::Color;
-use crate::{add, closure, doctor, help, instantiate, list, log, realise, root, shell, show};
-use crate::{source, why_depends};
+use crate::{
+    add, cache, closure, doctor, export, help, import, instantiate, key, list, log, realise, root,
+};
+use crate::{serve, shell, show, source, why_depends};
 
 /// Turns definitions into store objects: pinned sources, built in sandboxes, composed into roots
 #[derive(Debug, Parser)]
@@ -32,6 +34,7 @@ Examples:
   srp realise stage1.aarch64-musl --rootfs ./root   build it, and write it as a root file system
   srp shell stage1.aarch64-musl.toolchain           a shell that has the cross compiler
   srp log stage1.aarch64-musl.check                 what a build printed
+  srp serve --listen 0.0.0.0:5757                   let other machines take what is built here
   srp doctor                                        whether this machine can build";
 
 /// The options of every subcommand.
@@ -97,6 +100,13 @@ pub(crate) enum Command {
     Root(root::Command),
     #[command(subcommand)]
     Source(source::Command),
+    #[command(subcommand)]
+    Cache(cache::Command),
+    Export(export::Arguments),
+    Import(import::Arguments),
+    Serve(serve::Arguments),
+    #[command(subcommand)]
+    Key(key::Command),
     Doctor(doctor::Arguments),
     Completions(help::CompletionsArguments),
     Man(help::ManArguments),

@@ -200,8 +200,14 @@ impl State {
     /// The line that an event is worth, if it is worth one. A live display shows what has begun.
     fn news(&self, event: &Event<'_>, live: bool, style: Style) -> Option<String> {
         match *event {
-            Event::Planned { fetches, builds } if !live => {
+            Event::Planned { fetches, builds, substitutions: 0, .. } if !live => {
                 Some(format!("at most {fetches} to fetch and {builds} to build"))
+            }
+            Event::Planned { fetches, builds, substitutions, substitution_bytes } if !live => {
+                Some(format!(
+                    "{substitutions} to substitute ({}), at most {fetches} to fetch and {builds} to build",
+                    HumanBytes(substitution_bytes)
+                ))
             }
             Event::Started { task, activity } if !live => {
                 let known =
@@ -226,7 +232,9 @@ impl State {
 
     fn apply(&mut self, event: &Event<'_>, now: Instant) {
         match *event {
-            Event::Planned { fetches, builds } => self.planned += fetches + builds,
+            Event::Planned { fetches, builds, substitutions, .. } => {
+                self.planned += fetches + builds + substitutions;
+            }
             Event::Started { task, activity } => {
                 match self.rows.iter_mut().find(|row| row.hash == task.hash) {
                     Some(row) if row.activity == activity => {}
@@ -291,6 +299,7 @@ impl State {
         }
         for (activity, word) in [
             (Activity::Building, "building"),
+            (Activity::Substituting, "substituting"),
             (Activity::Fetching, "fetching"),
             (Activity::Waiting, "waiting"),
         ] {
@@ -313,10 +322,10 @@ impl Row {
     fn line(&self, now: Instant) -> String {
         let mut line = format!("  {:<9} {}", doing(self.activity), self.name);
         match (self.activity, self.total_bytes) {
-            (Activity::Fetching, Some(total)) if self.bytes > 0 => {
+            (Activity::Fetching | Activity::Substituting, Some(total)) if self.bytes > 0 => {
                 let _ = write!(line, "  {} of {}", HumanBytes(self.bytes), HumanBytes(total));
             }
-            (Activity::Fetching, _) if self.bytes > 0 => {
+            (Activity::Fetching | Activity::Substituting, _) if self.bytes > 0 => {
                 let _ = write!(line, "  {}", HumanBytes(self.bytes));
             }
             _ => {}
@@ -363,6 +372,7 @@ fn draw(state: Arc<Mutex<State>>, style: Style) -> (Sender<()>, JoinHandle<()>) 
 
 fn doing(activity: Activity) -> &'static str {
     match activity {
+        Activity::Substituting => "substituting",
         Activity::Fetching => "fetching",
         Activity::Building => "building",
         Activity::Composing => "composing",
@@ -372,6 +382,7 @@ fn doing(activity: Activity) -> &'static str {
 
 fn done(activity: Activity) -> &'static str {
     match activity {
+        Activity::Substituting => "substituted",
         Activity::Fetching => "fetched",
         Activity::Building | Activity::Waiting => "built",
         Activity::Composing => "composed",
@@ -416,7 +427,7 @@ mod tests {
         let object = "66jd5qsvdcrc37jp7h0de4wt72eet9w3-musl-1.2.5".parse().expect("an object");
         let (musl, llvm, linux) = (task(1, "musl"), task(2, "llvm"), task(3, "linux"));
         for event in [
-            Event::Planned { fetches: 1, builds: 3 },
+            Event::Planned { fetches: 1, builds: 3, substitutions: 0, substitution_bytes: 0 },
             Event::Started { task: linux, activity: Activity::Fetching },
             Event::Fetched { task: linux, bytes: 1 << 20, total: Some(4 << 20) },
             Event::Started { task: musl, activity: Activity::Building },
@@ -445,6 +456,27 @@ mod tests {
         assert_eq!(
             state.lines(later, style).last().map(String::as_str),
             Some("1/4 1 failed, 1 building, 1 fetching, 1.00 MiB fetched, 1:07")
+        );
+    }
+
+    #[test]
+    fn bytes_from_caches_are_shown_as_they_come() {
+        let style = Style::new(Color::Never, false);
+        let began = Instant::now();
+        let mut state = State::new(began);
+        let llvm = task(1, "llvm");
+        state.apply(&Event::Started { task: llvm, activity: Activity::Substituting }, began);
+        let lines = [1u64, 3].map(|mebibytes| {
+            let (bytes, total) = (mebibytes << 20, Some(4 << 20));
+            state.apply(&Event::Fetched { task: llvm, bytes, total }, began);
+            state.lines(began, style).swap_remove(0)
+        });
+        assert_eq!(
+            lines,
+            [
+                "  substituting llvm  1.00 MiB of 4.00 MiB  0:00",
+                "  substituting llvm  3.00 MiB of 4.00 MiB  0:00",
+            ]
         );
     }
 

@@ -18,7 +18,8 @@ use crate::terminal;
 /// Build what an attribute stands for, or take it from the store
 ///
 /// Sources are fetched and checked against their hashes, builders run in sandboxes, and what comes
-/// out is kept in the store. What is there already is not built again. The store path of each
+/// out is kept in the store. What is there already is not built again, and what a binary cache of
+/// the configuration has, signed by a trusted key, is fetched instead. The store path of each
 /// attribute is printed on standard output, and registered as a GC root named by the attribute.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -203,6 +204,18 @@ fn dry_run(
     }
     for hash in plan.order() {
         let derivation = &graph.derivations[&hash];
+        if let Some(offer) = plan.offers.get(&hash) {
+            let caches: Vec<&str> = offer.caches().into_iter().collect();
+            let from = match caches.is_empty() {
+                true => "it is here".to_owned(),
+                false => {
+                    format!("{} from {}", indicatif::HumanBytes(offer.bytes()), caches.join(", "))
+                }
+            };
+            let name = &derivation.name;
+            terminal::say(&format!("substitute  {}  {name}  ({from})", short(&hash)));
+            continue;
+        }
         let verb = match derivation.action {
             Action::Fetch(_) => "fetch  ",
             Action::Build(_) => "build  ",
@@ -218,8 +231,16 @@ fn dry_run(
         terminal::say(&line);
     }
     let (fetches, builds) = counts(&plan, &graph);
-    let bytes: u64 =
-        plan.order().iter().filter_map(|hash| graph.derivations[hash].advice.size_bytes).sum();
+    let order = plan.order();
+    let made = order.iter().filter(|hash| !plan.offers.contains_key(hash));
+    let bytes: u64 = made.filter_map(|hash| graph.derivations[hash].advice.size_bytes).sum();
+    if !plan.offers.is_empty() {
+        terminal::say(&format!(
+            "{} to substitute ({})",
+            plan.offers.len(),
+            indicatif::HumanBytes(plan.offered_bytes())
+        ));
+    }
     terminal::say(&format!(
         "at most {fetches} to fetch ({}) and {builds} to build or compose",
         indicatif::HumanBytes(bytes)
@@ -230,7 +251,8 @@ fn dry_run(
 fn counts(plan: &Plan, graph: &Graph) -> (usize, usize) {
     let fetch =
         |hash: &srp_store::StaticHash| matches!(graph.derivations[hash].action, Action::Fetch(_));
-    let order = plan.order();
+    let order: Vec<_> =
+        plan.order().into_iter().filter(|hash| !plan.offers.contains_key(hash)).collect();
     let fetches = order.iter().filter(|hash| fetch(hash)).count();
     (fetches, order.len() - fetches)
 }
@@ -240,7 +262,7 @@ fn plan_as_json(plan: &Plan, graph: &Graph) -> Value {
         let mut list = Vec::new();
         for hash in plan.order() {
             let derivation = &graph.derivations[&hash];
-            if wanted(&derivation.action) {
+            if wanted(&derivation.action) && !plan.offers.contains_key(&hash) {
                 list.push(json!({
                     "derivation": hash,
                     "name": derivation.name,
@@ -251,7 +273,18 @@ fn plan_as_json(plan: &Plan, graph: &Graph) -> Value {
         }
         list
     };
+    let substitute = plan.offers.iter().map(|(hash, offer)| {
+        json!({
+            "derivation": hash,
+            "name": graph.derivations[hash].name,
+            "objects": offer.parts.len(),
+            "size_bytes": offer.bytes(),
+            "caches": offer.caches(),
+            "by": offer.by,
+        })
+    });
     json!({
+        "substitute": substitute.collect::<Vec<_>>(),
         "fetch": of(&|action| matches!(action, Action::Fetch(_))),
         "build": of(&|action| matches!(action, Action::Build(_))),
         "compose": of(&|action| matches!(action, Action::Stage(_))),

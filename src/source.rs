@@ -111,7 +111,12 @@ impl fetch::Progress for Bytes<'_> {
 impl<'a> Mirror<'a> {
     fn run(self, context: &Context) -> CommandResult {
         let count = self.pending.lock().expect("no holder panics").len();
-        self.progress.event(Event::Planned { fetches: count, builds: 0 });
+        self.progress.event(Event::Planned {
+            fetches: count,
+            builds: 0,
+            substitutions: 0,
+            substitution_bytes: 0,
+        });
         std::thread::scope(|scope| {
             for _ in 0..FETCHES.min(count) {
                 scope.spawn(|| {

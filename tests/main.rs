@@ -8,16 +8,21 @@
 mod support;
 
 mod cases {
+    mod cache;
+    mod cache_trouble;
     mod command_line;
     mod concurrency;
     mod crash;
     mod cutoff;
+    mod export;
     mod failures;
     mod fetching;
     mod identity;
     mod machines;
     mod memory;
+    mod neighbours;
     mod realise;
     mod refusals;
+    mod serve;
     mod tidy;
 }

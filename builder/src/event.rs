@@ -21,6 +21,10 @@ pub enum Event<'a> {
         fetches: usize,
         /// Builds and stages.
         builds: usize,
+        /// Derivations that caches have.
+        substitutions: usize,
+        /// Their bytes, at most.
+        substitution_bytes: u64,
     },
     /// Work on a derivation began.
     Started {
@@ -90,6 +94,8 @@ pub enum Activity {
     Building,
     /// Objects are composed.
     Composing,
+    /// Objects come from a binary cache.
+    Substituting,
     /// Another srp process builds it; this one waits for the result.
     Waiting,
 }

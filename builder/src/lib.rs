@@ -7,8 +7,10 @@ pub mod cancel;
 mod event;
 pub mod fetch;
 pub mod jobserver;
+pub mod remote;
 pub mod sandbox;
 pub mod scan;
+pub mod serve;
 pub mod unpack;
 
 mod build;
@@ -20,6 +22,7 @@ mod request;
 mod roots;
 mod runner;
 mod shell;
+pub mod substitute;
 mod work;
 
 pub use build::SANDBOX_PATHS;

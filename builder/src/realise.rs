@@ -19,11 +19,12 @@ use crate::estimates::Estimates;
 use crate::event::{Activity, Event, Observer, Task};
 use crate::fetch::Fetcher;
 use crate::jobserver::Broker;
-use crate::plan::Plan;
+use crate::plan::{Plan, adopted};
 use crate::request::{Failure, Options, RealiseError, Realised, Request, RunnerSpec};
 use crate::runner::Machine;
 use crate::sandbox::Launcher;
-use crate::work::{Chosen, Work};
+use crate::substitute::{Substituters, TransferError};
+use crate::work::{Came, Chosen, Work};
 
 /// Realises derivations into a store.
 pub struct Builder<'a> {
@@ -33,6 +34,8 @@ pub struct Builder<'a> {
     pub launcher: &'a Launcher,
     /// Fetches sources.
     pub fetcher: &'a Fetcher,
+    /// The caches that may be asked.
+    pub substituters: Option<&'a Substituters>,
     /// Hands out job tokens.
     pub broker: &'a Broker,
     /// What runs here without an emulator.
@@ -47,9 +50,10 @@ const POLL: Duration = Duration::from_millis(100);
 impl Builder<'_> {
     /// What there is to do for a request.
     pub fn plan(&self, request: &Request) -> Result<Plan, RealiseError> {
-        Plan::new(self.store, request, &|derivation| {
+        let runner = |derivation: &Derivation| {
             self.runner(request, derivation).map(|runner| runner.key.clone())
-        })
+        };
+        Plan::new(self.store, request, &runner, self.substituters)
     }
 
     /// Realises the goals of a request.
@@ -59,18 +63,48 @@ impl Builder<'_> {
         observer: &dyn Observer,
         cancel: &CancelToken,
     ) -> Result<Vec<Realised>, RealiseError> {
-        let plan = self.plan(request)?;
-        if plan.graph.node_count() > 0 {
-            self.store.sweep()?;
-        }
         for derivation in request.derivations.values() {
             self.store.add_derivation(derivation)?;
         }
-        let (fetches, builds) = plan.counts(request);
-        if fetches + builds > 0 {
-            observer.event(Event::Planned { fetches, builds });
-        }
-        let chosen = Run::new(self, request, &plan, observer, cancel).run()?;
+        let mut compared = false;
+        let chosen = loop {
+            let plan = self.plan(request)?;
+            if cancel.is_cancelled() {
+                return Err(RealiseError::Cancelled);
+            }
+            if self.options.no_build {
+                let names = plan.builds(request);
+                if !names.is_empty() {
+                    return Err(RealiseError::NoBuild { names });
+                }
+            }
+            if plan.graph.node_count() > 0 {
+                self.store.sweep()?;
+            }
+            let (fetches, builds) = plan.counts(request);
+            if plan.graph.node_count() > 0 {
+                observer.event(Event::Planned {
+                    fetches,
+                    builds,
+                    substitutions: plan.offers.len(),
+                    substitution_bytes: plan.offered_bytes(),
+                });
+            }
+            let run = Run::new(self, request, &plan, observer, cancel);
+            let chosen = std::thread::scope(|scope| {
+                if let Some(substituters) = self.substituters
+                    && plan.graph.node_count() > 0
+                    && !std::mem::replace(&mut compared, true)
+                {
+                    scope.spawn(|| substituters.compare_with_memory(self.store, &request.roots));
+                }
+                run.run()
+            })?;
+            // What could not be had as promised is planned anew, and then no longer from caches.
+            if let Some(chosen) = chosen {
+                break chosen;
+            }
+        };
         request
             .goals
             .iter()
@@ -115,9 +149,9 @@ struct Run<'a> {
     /// How many inputs of a derivation are still missing.
     missing: HashMap<NodeIndex, usize>,
     remaining: HashMap<NodeIndex, u64>,
-    /// What could start: fetches, and everything else. Apart, because they wait for different
-    /// slots: what waits for one needn't be looked at when the other gets free.
-    ready: [BinaryHeap<(u64, NodeIndex)>; 2],
+    /// What could start, by its kind: they wait for different slots, and what waits for one needn't
+    /// be looked at when another gets free.
+    ready: [BinaryHeap<(u64, NodeIndex)>; 3],
     /// Ready, but another process is at it.
     elsewhere: Vec<NodeIndex>,
     /// All that ever was: it is told of once.
@@ -125,23 +159,42 @@ struct Run<'a> {
     running: HashMap<NodeIndex, Running>,
     failures: Vec<Failure>,
     skipped: HashSet<NodeIndex>,
+    /// Whether something that caches promised did not come.
+    disappointed: bool,
     /// Claims of what was reused: committed together.
     claims: Registration,
 }
 
 /// A piece of work that a thread does.
 struct Running {
-    fetch: bool,
+    kind: Kind,
     /// Whether it still takes a slot: not while its outputs are written to disk.
     slot: bool,
     memory_bytes: u64,
     started: Instant,
 }
 
+/// What work waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Cores and memory.
+    Build,
+    /// The servers of sources.
+    Fetch,
+    /// Caches.
+    Substitution,
+}
+
+impl Kind {
+    const ALL: [Kind; 3] = [Kind::Substitution, Kind::Fetch, Kind::Build];
+}
+
 enum Message {
     /// The builder has ended; what it wrote is being registered.
     SlotFree(NodeIndex),
-    Done(NodeIndex, Result<(Chosen, History), Box<Failure>>),
+    Done(NodeIndex, Result<(Chosen, Came), Box<Failure>>),
+    /// No cache could bring it, whatever was promised.
+    Disappointed(NodeIndex),
 }
 
 impl<'a> Run<'a> {
@@ -177,13 +230,15 @@ impl<'a> Run<'a> {
             running: HashMap::new(),
             failures: Vec::new(),
             skipped: HashSet::new(),
+            disappointed: false,
             claims: Registration::default(),
         };
         first.into_iter().for_each(|node| run.make_ready(node));
         run
     }
 
-    fn run(mut self) -> Result<BTreeMap<StaticHash, Chosen>, RealiseError> {
+    /// What came out; none if something is to be planned anew.
+    fn run(mut self) -> Result<Option<BTreeMap<StaticHash, Chosen>>, RealiseError> {
         let (sender, receiver) = mpsc::channel();
         let outcome = std::thread::scope(|scope| {
             let mut fatal = None;
@@ -229,7 +284,7 @@ impl<'a> Run<'a> {
         if self.cancel.is_cancelled() {
             return Err(RealiseError::Cancelled);
         }
-        Ok(self.chosen)
+        Ok((!self.disappointed).then_some(self.chosen))
     }
 
     fn derivation(&self, node: NodeIndex) -> (StaticHash, &'a Derivation) {
@@ -252,15 +307,15 @@ impl<'a> Run<'a> {
     where
         'a: 'scope,
     {
-        for fetch in [true, false] {
-            self.start_kind(fetch, scope, sender)?;
+        for kind in Kind::ALL {
+            self.start_kind(kind, scope, sender)?;
         }
         Ok(())
     }
 
     fn start_kind<'scope>(
         &mut self,
-        fetch: bool,
+        kind: Kind,
         scope: &'scope std::thread::Scope<'scope, '_>,
         sender: &mpsc::Sender<Message>,
     ) -> Result<(), RealiseError>
@@ -268,11 +323,15 @@ impl<'a> Run<'a> {
         'a: 'scope,
     {
         let mut waiting = Vec::new();
-        while self.fits(fetch, 0)
-            && let Some((priority, node)) = self.ready[usize::from(fetch)].pop()
+        while self.fits(kind, 0)
+            && let Some((priority, node)) = self.ready[kind as usize].pop()
         {
             let (hash, derivation) = self.derivation(node);
-            if !self.fits(fetch, self.estimates.memory_bytes(&hash, derivation)) {
+            if kind == Kind::Substitution {
+                self.substitute(scope, sender, node)?;
+                continue;
+            }
+            if !self.fits(kind, self.estimates.memory_bytes(&hash, derivation)) {
                 waiting.push((priority, node));
                 continue;
             }
@@ -294,7 +353,77 @@ impl<'a> Run<'a> {
             }
             self.spawn(scope, sender, node, resolved, inputs, lock);
         }
-        self.ready[usize::from(fetch)].extend(waiting);
+        self.ready[kind as usize].extend(waiting);
+        Ok(())
+    }
+
+    /// Starts to take an offer, unless somebody else has taken it or is at it.
+    fn substitute<'scope>(
+        &mut self,
+        scope: &'scope std::thread::Scope<'scope, '_>,
+        sender: &mpsc::Sender<Message>,
+        node: NodeIndex,
+    ) -> Result<(), RealiseError>
+    where
+        'a: 'scope,
+    {
+        let (store, observer) = (self.builder.store, self.observer);
+        let (hash, derivation) = self.derivation(node);
+        let task = Task { hash, name: derivation.name.as_str() };
+        let (Some(offer), Some(substituters)) =
+            (self.plan.offers.get(&hash), self.builder.substituters)
+        else {
+            unreachable!("only what is offered is substituted");
+        };
+        let Some(lock) = store.lock(&offer.claim.resolved)? else {
+            if self.waited_for.insert(node) {
+                observer.event(Event::Started { task, activity: Activity::Waiting });
+            }
+            self.elsewhere.push(node);
+            return Ok(());
+        };
+        if let Some(claim) = adopted(store, &hash)? {
+            if let Some(object) = self.object_name(&claim.outputs) {
+                observer.event(Event::Reused { task, object: &object });
+            }
+            self.choose(node, claim.outputs);
+            return Ok(());
+        }
+        let started = Instant::now();
+        self.running.insert(
+            node,
+            Running { kind: Kind::Substitution, slot: true, memory_bytes: 0, started },
+        );
+        let sender = sender.clone();
+        scope.spawn(move || {
+            observer.event(Event::Started { task, activity: Activity::Substituting });
+            let total = Some(offer.bytes());
+            let progress = |bytes| observer.event(Event::Fetched { task, bytes, total });
+            let result = substituters.transfer(store, offer, &progress);
+            drop(lock);
+            let message = match result {
+                Ok(()) => Message::Done(node, Ok((offer.claim.outputs.clone(), Came::Substituted))),
+                Err(TransferError::Store(error)) => {
+                    let failure = Failure {
+                        derivation: hash,
+                        name: derivation.name.to_string(),
+                        cause: error.into(),
+                        log_tail: Vec::new(),
+                        log: None,
+                        resolved: Some(offer.claim.resolved),
+                    };
+                    let reason = failure.cause.to_string();
+                    observer.event(Event::Failed { task, reason: &reason });
+                    Message::Done(node, Err(Box::new(failure)))
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "it is planned anew");
+                    Message::Disappointed(node)
+                }
+            };
+            // The receiver outlives every sender.
+            drop(sender.send(message));
+        });
         Ok(())
     }
 
@@ -318,6 +447,7 @@ impl<'a> Run<'a> {
             store: self.builder.store,
             launcher: self.builder.launcher,
             fetcher: self.builder.fetcher,
+            substituters: self.builder.substituters,
             broker: self.builder.broker,
             machine: &self.builder.machine,
             options: &self.builder.options,
@@ -332,7 +462,7 @@ impl<'a> Run<'a> {
         self.running.insert(
             node,
             Running {
-                fetch: matches!(derivation.action, Action::Fetch(_)),
+                kind: self.kind(node),
                 slot: true,
                 memory_bytes: self.estimates.memory_bytes(&hash, derivation),
                 started: Instant::now(),
@@ -361,12 +491,28 @@ impl<'a> Run<'a> {
                     running.slot = false;
                 }
             }
+            Message::Disappointed(node) => {
+                self.running.remove(&node).expect("it was started");
+                let hash = self.plan.graph[node];
+                if let Some(substituters) = self.builder.substituters {
+                    substituters.refuse(hash);
+                }
+                self.disappointed = true;
+                self.skip_above(node);
+            }
             Message::Done(node, result) => {
                 let running = self.running.remove(&node).expect("it was started");
                 match result {
-                    Ok((outputs, history)) => {
-                        self.estimates.remember(self.derivation(node).1, history);
-                        self.report(node, &outputs, running.started.elapsed());
+                    Ok((outputs, came)) => {
+                        let derivation = self.derivation(node).1;
+                        let activity = match came {
+                            Came::Made(history) => {
+                                self.estimates.remember(derivation, history);
+                                activity(derivation)
+                            }
+                            Came::Substituted => Activity::Substituting,
+                        };
+                        self.report(node, activity, &outputs, running.started.elapsed());
                         self.choose(node, outputs);
                     }
                     Err(_) if self.cancel.is_cancelled() => {}
@@ -385,11 +531,10 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn report(&self, node: NodeIndex, outputs: &Chosen, elapsed: Duration) {
+    fn report(&self, node: NodeIndex, activity: Activity, outputs: &Chosen, elapsed: Duration) {
         let (hash, derivation) = self.derivation(node);
         let task = Task { hash, name: derivation.name.as_str() };
         if let Some(object) = self.object_name(outputs) {
-            let activity = activity(derivation);
             self.observer.event(Event::Finished { task, activity, object: &object, elapsed });
         }
     }
@@ -412,9 +557,17 @@ impl<'a> Run<'a> {
     }
 
     fn make_ready(&mut self, node: NodeIndex) {
-        let (_, derivation) = self.derivation(node);
-        let fetch = matches!(derivation.action, Action::Fetch(_));
-        self.ready[usize::from(fetch)].push((self.remaining[&node], node));
+        let kind = self.kind(node);
+        self.ready[kind as usize].push((self.remaining[&node], node));
+    }
+
+    fn kind(&self, node: NodeIndex) -> Kind {
+        let (hash, derivation) = self.derivation(node);
+        match derivation.action {
+            _ if self.plan.offers.contains_key(&hash) => Kind::Substitution,
+            Action::Fetch(_) => Kind::Fetch,
+            Action::Build(_) | Action::Stage(_) => Kind::Build,
+        }
     }
 
     fn skip_above(&mut self, node: NodeIndex) {
@@ -466,17 +619,19 @@ impl<'a> Run<'a> {
     }
 
     /// Whether one more piece of work may run now.
-    fn fits(&self, fetch: bool, memory_bytes: u64) -> bool {
+    fn fits(&self, kind: Kind, memory_bytes: u64) -> bool {
         /// Enough to fill one group commit; more would only wait for the disk.
         const REGISTERING: usize = 64;
         let options = &self.builder.options;
-        let of_kind = self.running.values().filter(|running| running.fetch == fetch);
+        let of_kind = self.running.values().filter(|running| running.kind == kind);
         let slots = of_kind.filter(|running| running.slot).count();
         if self.running.len() >= REGISTERING {
             return false;
         }
-        if fetch {
-            return slots < options.fetches;
+        match kind {
+            Kind::Fetch => return slots < options.fetches,
+            Kind::Substitution => return slots < options.substitutions,
+            Kind::Build => {}
         }
         let expected: u64 =
             self.running.values().filter(|it| it.slot).map(|running| running.memory_bytes).sum();

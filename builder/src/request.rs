@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use srp_store::{Derivation, InputKey, ObjectName, ResolvedHash, StaticHash, StoreError};
+use srp_store::{Derivation, InputKey, ObjectName, ResolvedHash, RootName, StaticHash, StoreError};
 
 /// Derivations, and which of their outputs are wanted.
 #[derive(Clone, Debug, Default)]
@@ -14,6 +14,9 @@ pub struct Request {
     pub derivations: BTreeMap<StaticHash, Derivation>,
     /// Emulators by architecture, for builders that don't run on this machine.
     pub runners: BTreeMap<String, RunnerSpec>,
+    /// The names under which the goals may have been published: what caches call their newest
+    /// generation is compared with what was seen before.
+    pub roots: Vec<RootName>,
 }
 
 /// A user-mode emulator as the definitions describe it.
@@ -38,6 +41,10 @@ pub struct Options {
     pub cores: usize,
     /// How many sources are fetched at once, at most.
     pub fetches: usize,
+    /// How many derivations are substituted at once, at most.
+    pub substitutions: usize,
+    /// Whether nothing may be built: what no cache has is a failure.
+    pub no_build: bool,
     /// Whether the rest goes on after a failure.
     pub keep_going: bool,
     /// How long a build may take unless it says otherwise.
@@ -171,6 +178,9 @@ pub enum FailureCause {
         /// What is missing.
         features: String,
     },
+    /// It would have to be built, and that was ruled out.
+    #[error("no cache has it, and nothing may be built")]
+    NoBuild,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -216,6 +226,12 @@ pub enum RealiseError {
         name: String,
         /// The input's hash.
         input: StaticHash,
+    },
+    /// Something would have to be built, and that was ruled out.
+    #[error("nothing may be built, and no cache has {}", names.join(", "))]
+    NoBuild {
+        /// The derivations' names.
+        names: Vec<String>,
     },
     /// A derivation needs itself.
     #[error("the derivation {name} needs itself")]

@@ -13,12 +13,13 @@ use srp_store::{
 };
 
 use crate::cancel::CancelToken;
-use crate::event::{Event, Observer, Task};
+use crate::event::{Activity, Event, Observer, Task};
 use crate::fetch::{FetchRequest, Fetcher, Place, PlaceFailure, Progress};
 use crate::jobserver::Broker;
 use crate::request::{Failure, FailureCause, Options, RunnerSpec};
 use crate::runner::Machine;
 use crate::sandbox::Launcher;
+use crate::substitute::{Substituters, TransferError};
 use crate::unpack::{self, UnpackSpec};
 
 /// The object of each output.
@@ -29,6 +30,7 @@ pub(crate) struct Work<'a> {
     pub(crate) store: &'a Store,
     pub(crate) launcher: &'a Launcher,
     pub(crate) fetcher: &'a Fetcher,
+    pub(crate) substituters: Option<&'a Substituters>,
     pub(crate) broker: &'a Broker,
     pub(crate) machine: &'a Machine,
     pub(crate) options: &'a Options,
@@ -41,6 +43,14 @@ pub(crate) struct Work<'a> {
     pub(crate) inputs: BTreeMap<InputKey, ObjectId>,
     /// The emulator, where one is needed and known, and its object.
     pub(crate) runner: Option<(&'a RunnerSpec, ObjectId)>,
+}
+
+/// How the outputs came about.
+pub(crate) enum Came {
+    /// They were made here; that is worth remembering for the next time.
+    Made(History),
+    /// They came from a cache, after all.
+    Substituted,
 }
 
 /// What work came to: what is to be registered, and how it was made.
@@ -58,8 +68,18 @@ impl<'a> Work<'a> {
 
     /// Does the work and registers what came of it. `free` is called when a builder has ended and
     /// only the disk is still busy.
-    pub(crate) fn run(&self, free: &dyn Fn()) -> Result<(Chosen, History), Box<Failure>> {
+    pub(crate) fn run(&self, free: &dyn Fn()) -> Result<(Chosen, Came), Box<Failure>> {
         let started = Instant::now();
+        if matches!(self.derivation.action, Action::Build(_)) {
+            match self.substitute() {
+                Ok(Some(outputs)) => return Ok((outputs, Came::Substituted)),
+                Ok(None) if self.options.no_build => {
+                    return Err(Box::new(self.failure(FailureCause::NoBuild)));
+                }
+                Ok(None) => {}
+                Err(cause) => return Err(Box::new(self.failure(cause))),
+            }
+        }
         let made = match &self.derivation.action {
             Action::Fetch(fetch) => self.fetch(fetch, free),
             Action::Stage(stage) => self.stage(stage),
@@ -83,9 +103,30 @@ impl<'a> Work<'a> {
             registration.claim(self.store, &self.hash, &claim);
             self.store.commit(registration)?;
             drop(scratch);
-            Ok((outputs, history))
+            Ok((outputs, Came::Made(history)))
         };
         made.and_then(register).map_err(|cause: FailureCause| Box::new(self.failure(cause)))
+    }
+
+    /// Now that the inputs are known, a cache may have it by its resolved hash.
+    fn substitute(&self) -> Result<Option<Chosen>, FailureCause> {
+        let Some(substituters) = self.substituters else { return Ok(None) };
+        let (hash, inputs) = (self.hash, &self.inputs);
+        let offer =
+            substituters.by_resolved(self.store, hash, self.derivation, self.resolved, inputs)?;
+        let Some(offer) = offer else { return Ok(None) };
+        let (task, total) = (self.task(), Some(offer.bytes()));
+        let progress = |bytes| self.observer.event(Event::Fetched { task, bytes, total });
+        self.observer.event(Event::Started { task, activity: Activity::Substituting });
+        match substituters.transfer(self.store, &offer, &progress) {
+            Ok(()) => Ok(Some(offer.claim.outputs)),
+            Err(TransferError::Store(error)) => Err(error.into()),
+            Err(error) => {
+                tracing::debug!(%error, "it is built instead");
+                self.observer.event(Event::Started { task, activity: Activity::Building });
+                Ok(None)
+            }
+        }
     }
 
     /// The objects of the inputs in one role, in composition order.

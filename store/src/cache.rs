@@ -8,17 +8,24 @@
 
 mod adopt;
 mod closure;
+mod concurrent;
 mod delta;
 mod deltas;
 mod directory;
 mod error;
+mod export;
 mod fetch;
 mod gc;
 mod holdings;
+mod import;
+mod imported;
 mod key;
 mod limited;
+mod offering;
 mod pack;
 mod pack_writer;
+mod packs;
+mod partial;
 mod path;
 mod policy;
 mod publish;
@@ -27,6 +34,8 @@ mod sealed;
 mod sending;
 mod sighting;
 mod statement;
+mod stating;
+mod stream;
 mod unpack;
 mod verify;
 
@@ -39,14 +48,20 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use closure::{Closure, Delta, Location, ObjectRecord, Pointer};
+pub use concurrent::concurrently;
 pub use directory::DirectoryRemote;
 pub use error::{CacheError, Severity, WrongDigest};
+pub use export::{Contents, ExportError, Exported, Exporter};
 pub use fetch::{Fetcher, Transfer};
 pub use gc::{Collected, Retention};
 pub use holdings::Holdings;
+pub use import::{ImportError, Importer, Report};
+pub use imported::imported;
 pub use key::{KeyError, KeyId, PublicKey, SecretKey};
 pub use limited::Patience;
+pub use offering::{OfferedRoot, Offering, Served};
 pub use pack::{Block, Index, PackedFile};
+pub use packs::Packs;
 pub use path::{CachePath, Signer};
 pub use policy::{Asked, Complaint, Decision, Evidence, Policy, Side, Verdict};
 pub use publish::{Published, Publisher, Scope};
@@ -114,8 +129,7 @@ impl Cache {
     pub fn create(remote: Arc<dyn Remote>) -> Result<Cache, CacheError> {
         match Cache::open(Arc::clone(&remote)) {
             Err(CacheError::NotACache { .. }) => {
-                let meta = format!("srp cache\nformat {FORMAT}\n");
-                remote.put(&CachePath::meta(), Content::Bytes(meta.as_bytes()))?;
+                remote.put(&CachePath::meta(), Content::Bytes(&meta()))?;
                 Cache::open(remote)
             }
             opened => opened,
@@ -314,6 +328,11 @@ impl Cache {
     pub(crate) fn place<'a>(&'a self, path: &'a CachePath) -> Place<'a> {
         Place { url: self.remote.url(), path }
     }
+}
+
+/// What the file `srp-cache` of a cache of this format holds.
+pub(crate) fn meta() -> Vec<u8> {
+    format!("srp cache\nformat {FORMAT}\n").into_bytes()
 }
 
 impl fmt::Debug for Cache {

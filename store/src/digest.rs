@@ -39,6 +39,8 @@ pub enum Domain {
     ObjectRecord,
     /// The name under which a machine remembers a binary cache.
     CacheAddress,
+    /// What an export says of itself (a checksum, not an identity).
+    ExportContents,
 }
 
 impl Domain {
@@ -57,6 +59,7 @@ impl Domain {
             Domain::Pointer => "srp root pointer v1",
             Domain::ObjectRecord => "srp cached object v1",
             Domain::CacheAddress => "srp cache address v1",
+            Domain::ExportContents => "srp export contents v1",
         }
     }
 

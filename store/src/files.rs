@@ -25,6 +25,15 @@ pub(crate) fn open_plain(path: &Path) -> std::io::Result<File> {
         .open(path)
 }
 
+/// The paths of what is in a directory; none if there is no such directory.
+pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.at("list", directory)?,
+    };
+    entries.map(|entry| Ok(entry.at("list", directory)?.path())).collect()
+}
+
 /// Reads a whole file; `None` if there is none.
 pub(crate) fn read_if_exists(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
     match fs::read(path) {

@@ -107,7 +107,13 @@ impl Store {
         ] {
             self.sweep_staged(&self.directory(name))?;
         }
-        Ok(())
+        for name in ["statements", "caches"] {
+            for directory in files::entries(&self.directory(name))? {
+                self.sweep_staged(&directory)?;
+            }
+        }
+        self.sweep_evidence()?;
+        self.sweep_partial()
     }
 
     /// Staged files are called `.<process id>-<n>`. They live for seconds: those of a day ago whose

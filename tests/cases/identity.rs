@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::host::{NOBODY, as_nobody, give, is_root, skipped};
+use crate::support::host::{NOBODY, as_nobody, is_root, skipped};
 use crate::support::{Place, Run, place, seed};
 
 /// Whatever could differ between users and machines is written into the output; but for the link
@@ -63,16 +63,7 @@ fn users_and_places_make_no_difference() {
         return;
     }
     let other = Place::new(CURIOUS);
-    other.open_to_all();
-    let program = other.path("srp");
-    fs::copy(srp, &program).unwrap();
-    let package = seed::package(std::env::consts::ARCH, "busybox-static");
-    let file = format!("{}-{}", package.sha256, package.name);
-    fs::create_dir(other.path("sources")).unwrap();
-    fs::copy(seed::sources(&package).join(&file), other.path("sources").join(&file)).unwrap();
-    let config = format!("sources = ['{}']\n", other.path("sources").display());
-    other.write("home/.config/srp/config.toml", &config);
-    give(&other.path(""), NOBODY);
+    let program = other.give_to(NOBODY);
     assert_eq!(realised(&other, &program, "rootfs", Some(NOBODY)), first);
     assert_eq!(fs::metadata(other.store().join("objects")).unwrap().uid(), NOBODY);
 }

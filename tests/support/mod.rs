@@ -3,10 +3,13 @@
 //! A [`Place`] has a store, a home and definitions of its own, so that tests neither see each other
 //! nor the user's configuration. Nothing in it is a mock: the program is the one that cargo built.
 
+pub(crate) mod caches;
 pub(crate) mod host;
+pub(crate) mod nginx;
 pub(crate) mod place;
 pub(crate) mod processes;
 pub(crate) mod seed;
 pub(crate) mod server;
+pub(crate) mod serving;
 
 pub(crate) use place::{Place, Run};

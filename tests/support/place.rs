@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::host::give;
 use super::seed;
 
 /// A directory with a store, a home and definitions.
@@ -67,6 +68,23 @@ impl Place {
     pub(crate) fn open_to_all(&self) {
         let everybody = fs::Permissions::from_mode(0o755);
         fs::set_permissions(self.directory.path(), everybody).unwrap();
+    }
+
+    /// Makes it another user's, with sources and a program that this user can reach; the program.
+    pub(crate) fn give_to(&self, user: u32) -> PathBuf {
+        self.open_to_all();
+        let program = self.path("srp");
+        fs::copy(env!("CARGO_BIN_EXE_srp"), &program).unwrap();
+        let package = seed::package(std::env::consts::ARCH, "busybox-static");
+        let file = format!("{}-{}", package.sha256, package.name);
+        let (from, to) = (seed::sources(&package), self.path("sources"));
+        fs::create_dir(&to).unwrap();
+        fs::copy(from.join(&file), to.join(&file)).unwrap();
+        let path = "home/.config/srp/config.toml";
+        let config = fs::read_to_string(self.path(path)).unwrap();
+        self.write(path, &config.replace(from.to_str().unwrap(), to.to_str().unwrap()));
+        give(self.directory.path(), user);
+        program
     }
 
     /// `srp` with these arguments, not yet run.

@@ -36,8 +36,40 @@ impl Server {
         })
     }
 
+    /// Serves a directory, but of what is below `packs` ten bytes a second.
+    pub(crate) fn crawling_packs(root: std::path::PathBuf) -> Server {
+        Server::answered_by("0".repeat(64), move |mut stream| {
+            let request = read_request(&stream)?;
+            let path = request.first().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
+            let path = root.join(path.trim_start_matches("/file/"));
+            let Ok(bytes) = std::fs::read(&path) else {
+                return answer(stream, "404 Not Found", b"");
+            };
+            if !path.starts_with(root.join("packs")) {
+                return answer(stream, "200 OK", &bytes);
+            }
+            let range = request.iter().find_map(|line| line.split_once("bytes="));
+            let (first, last) = range.and_then(|(_, range)| range.split_once('-')).unwrap();
+            let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
+            write!(
+                stream,
+                "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {first}-{last}/{}\r\n\
+                 Content-Length: {}\r\n\r\n",
+                bytes.len(),
+                last + 1 - first
+            )?;
+            bytes[first..=last].iter().try_for_each(|byte| {
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                stream.write_all(&[*byte])
+            })
+        })
+    }
+
     fn start(status: &'static str, bytes: Vec<u8>, sha256: String) -> Server {
-        Server::answered_by(sha256, move |stream| answer(stream, status, &bytes))
+        Server::answered_by(sha256, move |stream| {
+            read_request(&stream)?;
+            answer(stream, status, &bytes)
+        })
     }
 
     fn answered_by(
@@ -67,17 +99,13 @@ impl Server {
     }
 }
 
-fn read_request(stream: &TcpStream) -> std::io::Result<()> {
-    for line in BufReader::new(stream.try_clone()?).lines() {
-        if line?.is_empty() {
-            break;
-        }
-    }
-    Ok(())
+/// The lines of a request's head.
+fn read_request(stream: &TcpStream) -> std::io::Result<Vec<String>> {
+    let lines = BufReader::new(stream.try_clone()?).lines();
+    lines.take_while(|line| !line.as_ref().is_ok_and(String::is_empty)).collect()
 }
 
 fn answer(mut stream: TcpStream, status: &str, bytes: &[u8]) -> std::io::Result<()> {
-    read_request(&stream)?;
     let length = bytes.len();
     write!(stream, "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n")?;
     stream.write_all(bytes)

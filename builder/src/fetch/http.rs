@@ -11,9 +11,9 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ureq::http::{HeaderMap, Request, Response, Uri, header};
+use ureq::http::{HeaderMap, HeaderName, Method, Request, Response, Uri, header};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::{Agent, Body, Proxy};
+use ureq::{Agent, AsSendBody, Body, Proxy};
 
 use super::error::Reason;
 use super::forward;
@@ -23,20 +23,23 @@ use super::url;
 /// As many as curl's users ever needed; a loop ends here.
 const MAX_REDIRECTS: u32 = 10;
 
+/// So many connections to one server are kept for later requests: as many as are used at once.
+const IDLE_CONNECTIONS: usize = 16;
+
 /// What is read from the network at once.
 const CHUNK: usize = 1 << 16;
 
 /// How long the steps before the first byte may take. Afterwards the reader of the answer watches.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Timeouts {
-    pub(super) connect: Duration,
-    pub(super) answer: Duration,
+pub(crate) struct Timeouts {
+    pub(crate) connect: Duration,
+    pub(crate) answer: Duration,
     /// How long one read may block: the longest that an abandoned thread stays.
-    pub(super) read: Duration,
+    pub(crate) read: Duration,
 }
 
 /// An HTTP client that several threads may use at once.
-pub(super) struct Client {
+pub(crate) struct Client {
     network: NetworkSettings,
     timeouts: Timeouts,
     user_agent: String,
@@ -80,7 +83,7 @@ pub(super) enum Event {
 }
 
 impl Client {
-    pub(super) fn new(network: NetworkSettings, timeouts: Timeouts, user_agent: String) -> Self {
+    pub(crate) fn new(network: NetworkSettings, timeouts: Timeouts, user_agent: String) -> Self {
         Self { network, timeouts, user_agent, agents: Mutex::default() }
     }
 
@@ -171,21 +174,47 @@ impl Client {
         url: &str,
         range: &Option<(u64, Option<String>)>,
     ) -> Result<Response<Body>, Event> {
+        let mut headers = Vec::new();
+        if let Some((offset, validator)) = range {
+            headers.push((header::RANGE, format!("bytes={offset}-")));
+            headers.extend(validator.clone().map(|validator| (header::IF_RANGE, validator)));
+        }
+        self.request(Method::GET, url, headers, ())
+    }
+
+    /// Sends one request. Redirects are not followed, and any status is an answer.
+    pub(crate) fn exchange(
+        &self,
+        method: Method,
+        url: &str,
+        headers: Vec<(HeaderName, String)>,
+        body: impl AsSendBody,
+    ) -> Result<Response<Body>, Reason> {
+        self.request(method, url, headers, body).map_err(|event| match event {
+            Event::Failed { reason, .. } => reason,
+            _ => Reason::Protocol { detail: "no answer".into() },
+        })
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        url: &str,
+        headers: Vec<(HeaderName, String)>,
+        body: impl AsSendBody,
+    ) -> Result<Response<Body>, Event> {
         let invalid = |detail: String| permanent(Reason::InvalidUrl { detail });
         let uri: Uri = url.parse().map_err(|error| invalid(format!("{error}")))?;
         let (Some(scheme), Some(host)) = (uri.scheme_str(), uri.host()) else {
             return Err(invalid("it names no host".into()));
         };
         let proxy = self.network.proxy_for(scheme, host, uri.port_u16());
-        let mut request = Request::get(&uri);
+        let mut request = Request::builder().method(method).uri(&uri);
         if let Some(credentials) = uri.authority().and_then(|a| a.as_str().rsplit_once('@')) {
             request = request.header(header::AUTHORIZATION, basic(credentials.0));
         }
-        if let Some((offset, validator)) = range {
-            request = request.header(header::RANGE, format!("bytes={offset}-"));
-            if let Some(validator) = validator {
-                request = request.header(header::IF_RANGE, validator);
-            }
+        for (name, value) in headers {
+            request = request.header(name, value);
         }
         let route = match proxy {
             None => Route::Direct,
@@ -198,7 +227,7 @@ impl Client {
             Some(proxy) => Route::Tunnel(proxy.to_owned()),
         };
         let agent = self.agent(route)?;
-        let request = request.body(()).map_err(|error| invalid(format!("{error}")))?;
+        let request = request.body(body).map_err(|error| invalid(format!("{error}")))?;
         agent.run(request).map_err(|error| self.classify(error))
     }
 
@@ -226,6 +255,7 @@ impl Client {
             .accept("*/*")
             // The digest is of the file as it is: nothing may be compressed for the way.
             .accept_encoding("identity")
+            .max_idle_connections_per_host(IDLE_CONNECTIONS)
             .timeout_resolve(Some(self.timeouts.connect))
             .timeout_connect(Some(self.timeouts.connect))
             .timeout_recv_response(Some(self.timeouts.answer))

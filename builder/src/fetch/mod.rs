@@ -27,12 +27,13 @@ mod request;
 mod sources;
 #[cfg(test)]
 mod tests;
-mod url;
+pub(crate) mod url;
 
 pub use crate::cancel::CancelToken;
 pub use apt::{AptSource, parse_deb822, parse_one_line_list, read_apt_directory};
 pub use error::{FetchError, MirrorError, PlaceFailure, Reason};
 pub use fetcher::{Fetcher, FetcherConfig};
+pub(crate) use http::{Client, Timeouts};
 pub use mirrors::Mirrors;
 pub use network::{CaCertificates, NetworkSettings, NoProxy};
 pub use request::{FetchRequest, Fetched, Place, Progress, Sha256, Sha256ParseError};

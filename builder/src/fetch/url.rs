@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 /// The part before the first colon in lower case, if it is a scheme.
-pub(super) fn scheme(url: &str) -> Option<String> {
+pub(crate) fn scheme(url: &str) -> Option<String> {
     let (scheme, _) = url.split_once(':')?;
     let mut characters = scheme.chars();
     let sound = characters.next()?.is_ascii_alphabetic()
@@ -13,7 +13,7 @@ pub(super) fn scheme(url: &str) -> Option<String> {
 }
 
 /// The URL without the user name and password it may hold.
-pub(super) fn redact(url: &str) -> String {
+pub(crate) fn redact(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     match rest[..end].rfind('@') {
@@ -23,7 +23,7 @@ pub(super) fn redact(url: &str) -> String {
 }
 
 /// The local path of `file:///path` or `file://localhost/path`, escapes decoded.
-pub(super) fn file_path(url: &str) -> Option<PathBuf> {
+pub(crate) fn file_path(url: &str) -> Option<PathBuf> {
     let (_, rest) = url.split_once(':')?;
     let path = match rest.strip_prefix("//") {
         Some(rest) => rest.strip_prefix("localhost").unwrap_or(rest),
@@ -37,7 +37,7 @@ pub(super) fn file_path(url: &str) -> Option<PathBuf> {
 }
 
 /// Where a `Location` header leads from `base` (RFC 3986, 5.3, without fragments).
-pub(super) fn join(base: &str, location: &str) -> String {
+pub(crate) fn join(base: &str, location: &str) -> String {
     let location = location.split('#').next().unwrap_or_default();
     if scheme(location).is_some_and(|_| location.contains("://")) {
         return location.to_owned();

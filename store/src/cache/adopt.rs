@@ -5,7 +5,6 @@
 //! chain of caches doesn't pretend to be a chain of builders.
 
 use std::fs;
-use std::io::ErrorKind;
 
 use crate::cache::sealed::Sealed;
 use crate::cache::statement::Statement;
@@ -44,14 +43,8 @@ impl Store {
     /// The statements by which what `resolved` came out as was taken from others; none if it was
     /// built here. What can't be read is left out.
     pub fn evidence(&self, resolved: &ResolvedHash) -> Result<Vec<Sealed<Statement>>, StoreError> {
-        let directory = self.directory("statements").join(resolved.to_string());
-        let entries = match fs::read_dir(&directory) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.at("list", &directory)?,
-        };
         let mut found = Vec::new();
-        for entry in entries {
-            let path = entry.at("list", &directory)?.path();
+        for path in files::entries(&self.directory("statements").join(resolved.to_string()))? {
             if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
                 continue;
             }
@@ -64,5 +57,25 @@ impl Store {
         }
         found.sort_by_key(Sealed::signer);
         Ok(found)
+    }
+
+    /// Removes statements on what has not been registered: the process that took it died before
+    /// it could. Whoever builds it now has it from nobody, and must not say otherwise.
+    pub(crate) fn sweep_evidence(&self) -> Result<(), StoreError> {
+        for directory in files::entries(&self.directory("statements"))? {
+            let name = directory.file_name().and_then(|name| name.to_str());
+            let Some(resolved) = name.and_then(|name| name.parse::<ResolvedHash>().ok()) else {
+                continue;
+            };
+            let registered = || self.realisation_path(&resolved).exists();
+            // Whoever is taking it holds the lock until it is registered.
+            if !registered()
+                && let Some(_lock) = self.lock(&resolved)?
+                && !registered()
+            {
+                files::remove_tree(&directory)?;
+            }
+        }
+        Ok(())
     }
 }

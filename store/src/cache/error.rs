@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::cache::limited::TooSlow;
 use crate::cache::path::CachePath;
 use crate::digest::Digest;
 use crate::error::StoreError;
@@ -129,6 +130,25 @@ impl CacheError {
             CacheError::Digest(_) | CacheError::Signature { .. } => Severity::Integrity,
             CacheError::NotRealised { .. } | CacheError::Store(_) => Severity::Local,
         }
+    }
+
+    /// Whether a connection broke, or what came of it ended early: it may be well the next time.
+    pub fn is_interruption(&self) -> bool {
+        let CacheError::Transport { source, .. } = self else { return false };
+        matches!(
+            source.kind(),
+            io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::UnexpectedEof
+        )
+    }
+
+    /// Whether the transfer was given up because too little came ([`Patience`](super::Patience)):
+    /// then trying again would take as long.
+    pub fn is_too_slow(&self) -> bool {
+        let CacheError::Transport { source, .. } = self else { return false };
+        source.get_ref().is_some_and(|cause| cause.is::<TooSlow>())
     }
 }
 

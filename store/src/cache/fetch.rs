@@ -3,8 +3,9 @@
 //! The index comes first and says which files there are. Those that the store has are copied;
 //! those that a delta makes of a file that the store has are made; for the others the blocks that
 //! hold them are read, neighbours in one request. A transfer that breaks is taken up again where
-//! it broke. Everything is written to a scratch directory; the object appears when each of its
-//! files has been compared with its digest, or never.
+//! it broke, if not from this cache then from another one or by another process
+//! ([`Workplace`]). Everything is written to a scratch directory; the object appears when each of
+//! its files has been compared with its digest, or never.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -19,7 +20,8 @@ use rayon::prelude::*;
 use crate::cache::closure::{Delta, ObjectRecord};
 use crate::cache::delta;
 use crate::cache::limited::{decompress_block, read_exactly};
-use crate::cache::pack::Index;
+use crate::cache::pack::{Index, MAGIC};
+use crate::cache::partial::Workplace;
 use crate::cache::unpack::{UnpackError, Unpacking};
 use crate::cache::{Cache, CacheError, CachePath, Holdings};
 use crate::commit::Registration;
@@ -44,7 +46,7 @@ pub struct Fetcher<'a> {
     /// signature was checked.
     deltas: Arc<HashMap<Digest, Vec<Delta>>>,
     /// Told of bytes as they come.
-    progress: Option<Arc<dyn Fn(u64) + Send + Sync>>,
+    progress: Option<&'a (dyn Fn(u64) + Sync)>,
 }
 
 /// What a fetch took.
@@ -79,7 +81,7 @@ impl<'a> Fetcher<'a> {
 
     /// With `progress` being told of bytes as they come, from any thread.
     #[must_use]
-    pub fn with_progress(mut self, progress: Arc<dyn Fn(u64) + Send + Sync>) -> Fetcher<'a> {
+    pub fn with_progress(mut self, progress: &'a (dyn Fn(u64) + Sync)) -> Fetcher<'a> {
         self.progress = Some(progress);
         self
     }
@@ -110,22 +112,27 @@ impl<'a> Fetcher<'a> {
         };
         let (index, whole) = fetch.index()?;
         let scratch = self.store.scratch()?;
-        let tree = scratch.path().join("tree");
+        let place = Workplace::new(scratch.path())?;
+        let tree = place.tree();
         let unpacking = Unpacking::begin(&tree, &index)?;
-        let copied_bytes = fetch.copy(&index, &unpacking)?;
-        let delta_bytes = fetch.apply_deltas(&index, &unpacking)?;
-        match whole {
-            Some(pack) => {
-                let mut from = pack.get(crate::cache::pack::MAGIC.len()..).unwrap_or_default();
-                let all = 0..index.blocks.len();
-                fetch.pass_on(&index, &unpacking, &mut from, all, &BTreeSet::new()).1?;
+        let pack = &record.location.pack;
+        let left = place.resume(self.store, pack, &unpacking)?;
+        let resumed = left.is_some();
+        let mut done = left.unwrap_or_default();
+        let (copied_bytes, delta_bytes) = match fetch.fill(&index, &unpacking, whole, &mut done) {
+            Ok(bytes) => bytes,
+            // What was left lay on this machine's disk, and is gone now: nobody else is to blame yet.
+            Err(CacheError::Digest(error)) if resumed => {
+                tracing::debug!(%error, "a broken transfer begins anew");
+                return self.fetch(record);
             }
-            None => fetch.blocks(&index, &unpacking)?,
-        }
-        if let Some(number) = unpacking.missing().first() {
-            let digest = index.files[*number].digest;
-            return Err(self.cache.place(&fetch.path).damaged(format!("it lacks {digest}")));
-        }
+            Err(error) => {
+                if matches!(error, CacheError::Transport { .. }) && !done.is_empty() {
+                    place.leave(self.store, pack, &done);
+                }
+                return Err(error);
+            }
+        };
         unpacking.end()?;
         registration.object(self.store, object, Arc::clone(&index.listing), tree);
         self.store.commit(registration)?;
@@ -159,14 +166,44 @@ impl Fetch<'_> {
 
     fn came(&self, bytes: u64) {
         self.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if let Some(progress) = &self.fetcher.progress {
+        if let Some(progress) = self.fetcher.progress {
             progress(bytes);
+        }
+    }
+
+    /// Brings every file that isn't there; how many bytes were copied, and how many deltas made.
+    /// The blocks in `done` needn't be read, and those that are read are added to them.
+    fn fill(
+        &self,
+        index: &Index,
+        unpacking: &Unpacking<'_>,
+        whole: Option<Vec<u8>>,
+        done: &mut BTreeSet<usize>,
+    ) -> Result<(u64, u64), CacheError> {
+        let copied_bytes = self.copy(index, unpacking)?;
+        let delta_bytes = self.apply_deltas(index, unpacking)?;
+        match whole {
+            Some(pack) => {
+                let mut from = pack.get(MAGIC.len()..).unwrap_or_default();
+                let all = 0..index.blocks.len();
+                self.pass_on(index, unpacking, &mut from, all, &BTreeSet::new()).1?;
+            }
+            None => self.blocks(index, unpacking, done)?,
+        }
+        match unpacking.missing().first() {
+            None => Ok((copied_bytes, delta_bytes)),
+            Some(number) => {
+                let digest = index.files[*number].digest;
+                let place = self.fetcher.cache.place(&self.path);
+                Err(place.damaged(format!("it lacks {digest}")))
+            }
         }
     }
 
     /// Copies what the store has; how much that was.
     fn copy(&self, index: &Index, unpacking: &Unpacking<'_>) -> Result<u64, CacheError> {
-        let copied = index.files.par_iter().enumerate().map(|(number, file)| {
+        let copied = unpacking.untouched().into_par_iter().map(|number| {
+            let file = &index.files[number];
             let Some(from) = self.fetcher.holdings.find(&file.digest) else { return Ok(0) };
             let copied = unpacking.copy(number, &from)?;
             if !copied {
@@ -183,7 +220,7 @@ impl Fetch<'_> {
         if self.fetcher.deltas.is_empty() {
             return Ok(0);
         }
-        for number in unpacking.missing() {
+        for number in unpacking.untouched() {
             let file = &index.files[number];
             let share = index.share_bytes(file);
             let best = self.fetcher.deltas.get(&file.digest).into_iter().flatten();
@@ -221,8 +258,12 @@ impl Fetch<'_> {
     }
 
     /// Fetches the blocks of what is missing, and again what a broken transfer didn't bring.
-    fn blocks(&self, index: &Index, unpacking: &Unpacking<'_>) -> Result<(), CacheError> {
-        let mut done = BTreeSet::new();
+    fn blocks(
+        &self,
+        index: &Index,
+        unpacking: &Unpacking<'_>,
+        done: &mut BTreeSet<usize>,
+    ) -> Result<(), CacheError> {
         let mut attempts = 0;
         loop {
             let needed: BTreeSet<usize> = unpacking
@@ -237,10 +278,11 @@ impl Fetch<'_> {
             let before = done.len();
             let result = coalesce(index, &needed, self.fetcher.cache.remote().request_cost_bytes())
                 .into_iter()
-                .try_for_each(|blocks| self.range(index, unpacking, blocks, &mut done));
+                .try_for_each(|blocks| self.range(index, unpacking, blocks, done));
             attempts = if done.len() > before { 0 } else { attempts + 1 };
             match result {
-                Err(CacheError::Transport { .. }) if attempts < ATTEMPTS => {}
+                Err(error @ CacheError::Transport { .. })
+                    if attempts < ATTEMPTS && !error.is_too_slow() => {}
                 result => result?,
             }
         }

@@ -19,6 +19,14 @@ impl Default for Patience {
     }
 }
 
+/// Less came than is expected.
+#[derive(Debug, thiserror::Error)]
+#[error("only {bytes} bytes came in {seconds} seconds")]
+pub(crate) struct TooSlow {
+    bytes: u64,
+    seconds: u64,
+}
+
 /// A reader that gives up on a source that trickles.
 ///
 /// It looks at the clock between reads; that one read returns at all is the transport's duty.
@@ -42,10 +50,8 @@ impl<R: Read> Read for Patient<R> {
         let elapsed = self.began.elapsed();
         let expected = self.patience.bytes_per_second.saturating_mul(elapsed.as_secs());
         if count > 0 && elapsed > self.patience.grace && self.total < expected {
-            return Err(Error::new(
-                ErrorKind::TimedOut,
-                format!("only {} bytes came in {} seconds", self.total, elapsed.as_secs()),
-            ));
+            let slow = TooSlow { bytes: self.total, seconds: elapsed.as_secs() };
+            return Err(Error::new(ErrorKind::TimedOut, slow));
         }
         Ok(count)
     }

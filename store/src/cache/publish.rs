@@ -13,14 +13,13 @@ use crate::cache::closure::{Closure, Pointer};
 use crate::cache::key::{PublicKey, SecretKey};
 use crate::cache::sealed::Sealed;
 use crate::cache::sending::{Sending, readable};
-use crate::cache::statement::{Provenance, StatedOutput, Statement};
+use crate::cache::statement::{Provenance, Statement};
 use crate::cache::{Cache, CacheError, SignedClosure};
 use crate::db::Info;
 use crate::digest::{ObjectId, StaticHash};
 use crate::name::RootName;
 use crate::object::ReferenceKind;
 use crate::realisation::Claim;
-use crate::revision;
 use crate::store::Store;
 
 /// What it takes to publish to a cache.
@@ -66,6 +65,8 @@ pub struct Published {
     pub delta_bytes: u64,
     /// Other files that were sent: records, statements, manifests.
     pub files: usize,
+    /// How many of its derivations were not built here, and are stated as such.
+    pub substituted: usize,
     /// The root's generation, if a root was published.
     pub generation: Option<u64>,
 }
@@ -93,7 +94,7 @@ impl<'a> Publisher<'a> {
         derivation: &StaticHash,
         scope: Scope,
     ) -> Result<Published, CacheError> {
-        let claims = self.claims(derivation)?;
+        let claims = self.store.claims(derivation)?;
         let named: Vec<ObjectId> = match scope {
             Scope::Closure => claims[derivation].outputs.values().copied().collect(),
             Scope::Inputs => claims.values().flat_map(|it| it.outputs.values().copied()).collect(),
@@ -102,6 +103,10 @@ impl<'a> Publisher<'a> {
             self.store.closure(&named, ReferenceKind::ALL)?.into_iter().collect();
         let statements = self.statements(&claims, &infos)?;
         let public = self.key.map(SecretKey::public);
+        let signer = public.as_ref().map(PublicKey::id);
+        let ours = statements.iter().filter(|it| it.signer() == signer);
+        let ours = ours.map(|it| it.unverified().provenance);
+        let substituted = ours.filter(|it| *it == Provenance::Substituted).count();
         let (pointer, previous) = self.previous(root, public.as_ref())?;
 
         let sending = Sending::new(self, previous.as_ref());
@@ -140,6 +145,7 @@ impl<'a> Publisher<'a> {
         sending.check_again(&infos, &mut closure)?;
         let mut published = sending.published.into_inner().expect("no holder panics");
         published.generation = Some(closure.generation);
+        published.substituted = substituted;
         published.objects = closure.objects.len();
         Ok(published)
     }
@@ -157,31 +163,7 @@ impl<'a> Publisher<'a> {
         Ok(published)
     }
 
-    /// What was chosen here for a derivation and for all that it was built from.
-    fn claims(&self, root: &StaticHash) -> Result<BTreeMap<StaticHash, Claim>, CacheError> {
-        let mut claims = BTreeMap::new();
-        let mut pending = vec![*root];
-        while let Some(hash) = pending.pop() {
-            if claims.contains_key(&hash) {
-                continue;
-            }
-            match self.store.claim(&hash)? {
-                Some(claim) => {
-                    pending.extend(claim.inputs.keys().map(|key| key.derivation));
-                    claims.insert(hash, claim);
-                }
-                None if hash == *root => {
-                    return Err(CacheError::NotRealised { hash: hash.to_string() });
-                }
-                // Taken from elsewhere, without what it was built from.
-                None => {}
-            }
-        }
-        Ok(claims)
-    }
-
-    /// The statements on those derivations whose outputs are all published; our own, and those by
-    /// which we took what we didn't build.
+    /// The statements on those derivations whose outputs are all published.
     fn statements(
         &self,
         claims: &BTreeMap<StaticHash, Claim>,
@@ -189,38 +171,10 @@ impl<'a> Publisher<'a> {
     ) -> Result<Vec<Sealed<Statement>>, CacheError> {
         let mut statements = Vec::new();
         for (derivation, claim) in claims {
-            let mut outputs = BTreeMap::new();
-            for (name, id) in &claim.outputs {
-                let Some(info) = infos.get(id) else { break };
-                outputs.insert(name.clone(), StatedOutput::of(&info.object));
+            if claim.outputs.values().all(|id| infos.contains_key(id)) {
+                let stated = self.store.statements(derivation, claim, &self.builder, self.key)?;
+                statements.extend(stated);
             }
-            if outputs.len() < claim.outputs.len() {
-                continue;
-            }
-            let route =
-                self.store.realisation(&claim.resolved)?.map(|it| it.route).unwrap_or_default();
-            let evidence = self.store.evidence(&claim.resolved)?;
-            let provenance =
-                if evidence.is_empty() { Provenance::Built } else { Provenance::Substituted };
-            let others = evidence.into_iter().filter(|it| {
-                let same = it.unverified();
-                same.derivation == *derivation && same.objects() == claim.outputs
-            });
-            let ours = Statement {
-                derivation: *derivation,
-                resolved: claim.resolved,
-                outputs,
-                inputs: claim.inputs.clone(),
-                builder: self.builder.clone(),
-                runner: route.runner,
-                machine: route.machine,
-                limits_by: route.limits_by,
-                sandbox: revision::SANDBOX,
-                provenance,
-            };
-            let ours = Sealed::new(ours, self.key);
-            statements.extend(others.filter(|it| it.signer() != ours.signer()));
-            statements.push(ours);
         }
         Ok(statements)
     }

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::cache::closure::{Closure, Location, ObjectRecord};
@@ -11,7 +10,7 @@ use crate::cache::pack_writer::write_pack;
 use crate::cache::publish::{Published, Publisher};
 use crate::cache::sealed::Sealed;
 use crate::cache::statement::Statement;
-use crate::cache::{CacheError, CachePath, Content, SignedClosure};
+use crate::cache::{CacheError, CachePath, Content, SignedClosure, concurrently};
 use crate::db::Info;
 use crate::digest::{Digest, ObjectId};
 use crate::files;
@@ -238,40 +237,13 @@ impl<'a> Sending<'a> {
         Ok(())
     }
 
-    /// Does something for each item, several at a time, in their order; the first error ends it.
+    /// Does something for each item, several at a time.
     fn each<T: Sync, R: Send>(
         &self,
         items: &[T],
         action: impl Fn(&T) -> Result<R, CacheError> + Sync,
     ) -> Result<Vec<R>, CacheError> {
-        // Threads of their own: rayon's are for computing, and most of this is waiting.
-        let next = AtomicUsize::new(0);
-        let work = || {
-            let mut done = Vec::new();
-            while let index = next.fetch_add(1, Ordering::Relaxed)
-                && let Some(item) = items.get(index)
-            {
-                match action(item) {
-                    Ok(result) => done.push((index, result)),
-                    Err(error) => {
-                        next.store(items.len(), Ordering::Relaxed);
-                        return Err(error);
-                    }
-                }
-            }
-            Ok(done)
-        };
-        let threads = self.publisher.connections.clamp(1, items.len().max(1));
-        let mut done = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            let mut done = Vec::new();
-            for thread in threads {
-                done.extend(thread.join().expect("publishing threads don't panic")?);
-            }
-            Ok::<_, CacheError>(done)
-        })?;
-        done.sort_by_key(|(index, _)| *index);
-        Ok(done.into_iter().map(|(_, result)| result).collect())
+        concurrently(self.publisher.connections, items, action)
     }
 }
 

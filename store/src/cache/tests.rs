@@ -1,7 +1,10 @@
 //! Publishing and fetching together: a cache in memory that counts, breaks and lies.
 
+mod export;
 mod faults;
 mod memory;
+mod mutations;
+mod resuming;
 mod upkeep;
 
 use std::collections::BTreeMap;
@@ -201,7 +204,7 @@ fn a_tree_has_one_pack_and_a_damaged_store_publishes_nothing() {
     let begin = bytes.len() - location.index_bytes as usize;
     let index = Index::decode(&bytes[begin..], &location, &object.tree).expect("an index");
     assert_eq!(index.files.len(), 8, "each content once");
-    assert_eq!(index.stream_bytes(), index.files.iter().map(|file| file.size_bytes).sum());
+    assert_eq!(index.stream_bytes(), index.files.iter().map(|file| file.size_bytes).sum::<u64>());
 
     for (name, byte) in [("data", 0), ("large", 3_000_000)] {
         let path = tree.join(name);

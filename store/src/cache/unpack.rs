@@ -5,7 +5,7 @@
 //! written into a new directory of the store's, files are created and never opened for writing
 //! when they exist, and symlinks are made last.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -102,6 +102,58 @@ impl<'a> Unpacking<'a> {
     pub(crate) fn missing(&self) -> Vec<usize> {
         let missing = |number: &usize| !self.files[*number].done.load(Ordering::Acquire);
         (0..self.files.len()).filter(missing).collect()
+    }
+
+    /// Those of them of which there is no part either.
+    pub(crate) fn untouched(&self) -> Vec<usize> {
+        let mut missing = self.missing();
+        missing.retain(|number| {
+            self.files[*number].left.load(Ordering::Acquire) == self.index.files[*number].size_bytes
+        });
+        missing
+    }
+
+    /// Takes what a transfer that broke off had unpacked from `blocks` into the tree `old`: files
+    /// that are whole, after comparing them with their digests, and parts of long ones, which are
+    /// compared when they are complete. The blocks that needn't be read again.
+    pub(crate) fn take_over(
+        &self,
+        old: &Path,
+        blocks: &BTreeSet<usize>,
+    ) -> Result<BTreeSet<usize>, StoreError> {
+        let old_path = |path: &Path| old.join(path.strip_prefix(self.root).unwrap_or(path));
+        let blocks_of = |number: usize| self.index.blocks_of(&self.index.files[number]);
+        let (parts, whole): (Vec<usize>, Vec<usize>) = (0..self.files.len()).partition(|number| {
+            let came = blocks_of(*number).filter(|block| blocks.contains(block)).count();
+            0 < came && came < blocks_of(*number).len()
+        });
+        let take_whole = |number: &usize| {
+            let from = old_path(&self.files[*number].targets[0].0);
+            let taken = self.make(*number, &mut |to| fs::rename(&from, to).is_ok())?;
+            Ok((!taken).then_some(*number))
+        };
+        let lost: Vec<Option<usize>> =
+            whole.par_iter().map(take_whole).collect::<Result<_, StoreError>>()?;
+        let (parts, gone): (Vec<usize>, Vec<usize>) = parts.into_iter().partition(|number| {
+            let to = &self.files[*number].targets[0].0;
+            let mode = fs::Permissions::from_mode(0o600);
+            fs::rename(old_path(to), to).is_ok() && fs::set_permissions(to, mode).is_ok()
+        });
+        // What had brought something that isn't there is to be read again.
+        let mut done = blocks.clone();
+        for number in lost.into_iter().flatten().chain(gone) {
+            for block in blocks_of(number) {
+                done.remove(&block);
+            }
+        }
+        for number in parts {
+            let there = blocks_of(number).filter(|block| done.contains(block));
+            let segments = there.flat_map(|block| self.index.segments(&self.index.blocks[block]));
+            let there = segments.filter(|segment| segment.file == number);
+            let bytes = there.map(|segment| segment.length).sum();
+            self.files[number].left.fetch_sub(bytes, Ordering::AcqRel);
+        }
+        Ok(done)
     }
 
     /// Copies a file from elsewhere in the store; false if what is there is not it.

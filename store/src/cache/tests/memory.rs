@@ -39,6 +39,12 @@ pub(super) enum Misbehaviour {
     Endless,
     /// It comes in single bytes.
     Trickles,
+    /// Those of more than 64 KiB come in single bytes, a hundred in a second.
+    Crawls,
+    /// It ends after so many bytes, as does the cache: nothing is answered any more.
+    DiesAfter(u64),
+    /// Nothing is answered.
+    Dead,
 }
 
 impl Memory {
@@ -107,17 +113,21 @@ impl Remote for Memory {
     }
 
     fn get(&self, path: &CachePath, range: Option<Range<u64>>) -> Result<Option<Body>, CacheError> {
+        let failed = |kind: ErrorKind| CacheError::Transport {
+            action: "read",
+            url: self.url().to_owned(),
+            path: path.to_string(),
+            source: kind.into(),
+        };
         let mut state = self.state();
         state.gets += 1;
+        if let Misbehaviour::Dead = state.misbehaviour {
+            return Err(failed(ErrorKind::ConnectionRefused));
+        }
         let Some((bytes, _)) = state.files.get(path) else { return Ok(None) };
         let range = range.unwrap_or(0..bytes.len() as u64);
         let Some(part) = bytes.get(range.start as usize..range.end as usize) else {
-            return Err(CacheError::Transport {
-                action: "read",
-                url: self.url().to_owned(),
-                path: path.to_string(),
-                source: ErrorKind::UnexpectedEof.into(),
-            });
+            return Err(failed(ErrorKind::UnexpectedEof));
         };
         let part = part.to_vec();
         let length = part.len() as u64;
@@ -128,7 +138,16 @@ impl Remote for Memory {
                 Box::new(Cursor::new(part).take(count).chain(Broken))
             }
             Misbehaviour::Endless => Box::new(std::io::repeat(b'x')),
-            Misbehaviour::Trickles => Box::new(Trickle(Cursor::new(part))),
+            Misbehaviour::Trickles => Box::new(Trickle(Cursor::new(part), Duration::ZERO)),
+            Misbehaviour::Crawls if length > 64 << 10 => {
+                Box::new(Trickle(Cursor::new(part), Duration::from_millis(10)))
+            }
+            Misbehaviour::DiesAfter(count) if length > count => {
+                state.misbehaviour = Misbehaviour::Dead;
+                Box::new(Cursor::new(part).take(count).chain(Broken))
+            }
+            Misbehaviour::Crawls | Misbehaviour::DiesAfter(_) => Box::new(Cursor::new(part)),
+            Misbehaviour::Dead => unreachable!("it was refused"),
         };
         state.sent += length;
         Ok(Some(Body { length, reader }))
@@ -196,10 +215,11 @@ impl Read for Broken {
     }
 }
 
-struct Trickle(Cursor<Vec<u8>>);
+struct Trickle(Cursor<Vec<u8>>, Duration);
 
 impl Read for Trickle {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        std::thread::sleep(self.1);
         let end = buffer.len().min(1);
         self.0.read(&mut buffer[..end])
     }

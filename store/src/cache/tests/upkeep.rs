@@ -194,3 +194,33 @@ fn old_news_are_noticed() {
     forked.closure = Digest::of_file(b"another");
     assert_eq!(user.store.sight(cache.url(), signer, &forked).expect("read"), Freshness::Forked);
 }
+
+#[test]
+fn what_died_before_it_was_registered_is_swept() {
+    let machine = Machine::new();
+    let object = machine.add("tool", &[], &text("tool"));
+    machine.realise(1, &object, &[]);
+    let statements = machine.store.directory("statements");
+    let directory = |hash: u8| {
+        let directory = statements.join(ResolvedHash::from_bytes([hash; 32]).to_string());
+        fs::create_dir_all(&directory).expect("created");
+        fs::write(directory.join("unsigned"), "x").expect("written");
+        directory
+    };
+    let (registered, under_way, dead) = (directory(1), directory(2), directory(3));
+    let lock = machine.store.lock(&ResolvedHash::from_bytes([2; 32])).expect("locked");
+    let partial = |name: &str, age: Duration| {
+        let path = machine.store.directory("partial").join(name);
+        fs::create_dir_all(path.join("tree")).expect("created");
+        let time = std::time::SystemTime::now() - age;
+        fs::File::open(&path).and_then(|it| it.set_modified(time)).expect("changed");
+        path
+    };
+    let (young, old) = (partial("young", DAY), partial("old", 8 * DAY));
+    machine.store.sweep().expect("swept");
+    let there = [&registered, &under_way, &dead, &young, &old].map(|path| path.is_dir());
+    assert_eq!(there, [true, true, false, true, false]);
+    drop(lock);
+    machine.store.sweep().expect("swept");
+    assert!(!under_way.is_dir());
+}

@@ -1,0 +1,289 @@
+//! A cache behind a web server: `http://` and `https://`.
+//!
+//! GET with ranges over connections that are kept; PUT and HEAD to publish, as nginx with DAV and
+//! others take them. A server that answers a range with something else, doesn't say how long its
+//! answer is, or sends its readers to another host is an error of the transport. Listing and deleting
+//! are done where the files lie.
+
+use std::fs::File;
+use std::io::{Error, ErrorKind, Read};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use srp_store::cache::{Body, CacheError, CachePath, Content, Remote, Stat};
+use ureq::http::{HeaderMap, HeaderName, Method, Response, header};
+use ureq::{AsSendBody, Body as Answer};
+
+use crate::fetch::{Client, Reason, url};
+
+/// Within the host; more than one is a misconfiguration already.
+const MAX_REDIRECTS: usize = 3;
+/// An error page that is no longer is read, so that its connection can be used again.
+const PAGE_BYTES: u64 = 16 << 10;
+/// And for no longer than this.
+const PAGE_TIME: Duration = Duration::from_secs(2);
+
+/// A web server's folder that a cache lies in.
+pub(super) struct HttpRemote {
+    client: Arc<Client>,
+    /// With credentials, without slash at its end.
+    base: String,
+    /// For people.
+    url: String,
+}
+
+impl HttpRemote {
+    pub(super) fn new(client: Arc<Client>, address: &str) -> HttpRemote {
+        let base = address.trim_end_matches('/').to_owned();
+        let url = url::redact(&base);
+        HttpRemote { client, base, url }
+    }
+
+    fn error(&self, action: &'static str, path: &CachePath, source: Error) -> CacheError {
+        CacheError::Transport { action, url: self.url.clone(), path: path.to_string(), source }
+    }
+
+    /// Sends a request without a body, and again where it is redirected to on the same host.
+    fn ask(
+        &self,
+        method: Method,
+        path: &CachePath,
+        headers: Vec<(HeaderName, String)>,
+    ) -> Result<Response<Answer>, Error> {
+        let mut at = format!("{}/{path}", self.base);
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self.exchange(method.clone(), &at, headers.clone(), ())?;
+            let location = text(response.headers(), header::LOCATION)
+                .filter(|_| matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308));
+            let Some(location) = location else { return Ok(response) };
+            let next = url::join(&at, location);
+            if origin(&next) != origin(&at) {
+                let next = url::redact(&next);
+                return Err(Error::other(format!("it is redirected to another place, {next}")));
+            }
+            at = next;
+        }
+        Err(Error::other("it is redirected again and again"))
+    }
+
+    fn exchange(
+        &self,
+        method: Method,
+        url: &str,
+        headers: Vec<(HeaderName, String)>,
+        body: impl AsSendBody,
+    ) -> Result<Response<Answer>, Error> {
+        self.client.exchange(method, url, headers, body).map_err(|reason| match reason {
+            Reason::Refused => Error::new(ErrorKind::ConnectionRefused, reason.to_string()),
+            Reason::Timeout { .. } => Error::new(ErrorKind::TimedOut, reason.to_string()),
+            Reason::Protocol { .. } => Error::new(ErrorKind::ConnectionAborted, reason.to_string()),
+            reason => Error::other(reason.to_string()),
+        })
+    }
+
+    fn read(&self, path: &CachePath, range: Option<Range<u64>>) -> Result<Option<Body>, Error> {
+        let mut headers = Vec::new();
+        if let Some(range) = &range {
+            if range.start >= range.end {
+                return Ok(Some(Body { length: 0, reader: Box::new(std::io::empty()) }));
+            }
+            headers.push((header::RANGE, format!("bytes={}-{}", range.start, range.end - 1)));
+        }
+        let response = self.ask(Method::GET, path, headers)?;
+        let status = response.status().as_u16();
+        let length = content_length(response.headers());
+        let length = match (status, range) {
+            (404 | 410, _) => {
+                drain(response, length);
+                return Ok(None);
+            }
+            (200, None) => {
+                length.ok_or_else(|| Error::other("the server doesn't say how long it is"))?
+            }
+            (206, Some(range)) => {
+                let served = text(response.headers(), header::CONTENT_RANGE).and_then(parse_range);
+                match served {
+                    Some(served) if served == range => range.end - range.start,
+                    Some(served) if served.start == range.start && served.end < range.end => {
+                        return Err(ErrorKind::UnexpectedEof.into());
+                    }
+                    _ => return Err(Error::other("the server answers with another range")),
+                }
+            }
+            // All of a file is as good as a range that is all of it.
+            (200, Some(range)) if range.start == 0 && length == Some(range.end) => range.end,
+            (200, Some(_)) => return Err(Error::other("the server ignores ranges")),
+            (416, Some(_)) => return Err(ErrorKind::UnexpectedEof.into()),
+            (status, _) => {
+                drain(response, length);
+                return Err(Error::other(Reason::Status { status }.to_string()));
+            }
+        };
+        let from = response.into_body().into_reader();
+        Ok(Some(Body { length, reader: Box::new(Exactly { from, left: length }) }))
+    }
+
+    fn write(&self, path: &CachePath, content: Content<'_>) -> Result<(), Error> {
+        let at = format!("{}/{path}", self.base);
+        let response = match content {
+            Content::Bytes(bytes) => self.exchange(Method::PUT, &at, Vec::new(), bytes)?,
+            Content::File(from) | Content::Staged(from) => {
+                self.exchange(Method::PUT, &at, Vec::new(), &File::open(from)?)?
+            }
+        };
+        let status = response.status().as_u16();
+        let length = content_length(response.headers());
+        drain(response, length);
+        match status {
+            200 | 201 | 204 => Ok(()),
+            401 | 403 | 405 | 501 => {
+                let reason = format!("the server takes no PUT here (HTTP status {status})");
+                Err(Error::new(ErrorKind::PermissionDenied, reason))
+            }
+            status => Err(Error::other(Reason::Status { status }.to_string())),
+        }
+    }
+
+    fn look(&self, path: &CachePath) -> Result<Option<Stat>, Error> {
+        let response = self.ask(Method::HEAD, path, Vec::new())?;
+        match response.status().as_u16() {
+            200 => {
+                let headers = response.headers();
+                let size_bytes = content_length(headers)
+                    .ok_or_else(|| Error::other("the server doesn't say how long it is"))?;
+                let modified = text(headers, header::LAST_MODIFIED).and_then(parse_date);
+                Ok(Some(Stat { size_bytes, modified }))
+            }
+            404 | 410 => Ok(None),
+            status => Err(Error::other(Reason::Status { status }.to_string())),
+        }
+    }
+}
+
+impl Remote for HttpRemote {
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn get(&self, path: &CachePath, range: Option<Range<u64>>) -> Result<Option<Body>, CacheError> {
+        self.read(path, range).map_err(|error| self.error("read", path, error))
+    }
+
+    fn put(&self, path: &CachePath, content: Content<'_>) -> Result<(), CacheError> {
+        self.write(path, content).map_err(|error| self.error("write", path, error))
+    }
+
+    fn stat(&self, path: &CachePath) -> Result<Option<Stat>, CacheError> {
+        self.look(path).map_err(|error| self.error("look at", path, error))
+    }
+
+    /// HTTP has no way to renew a file's time but to send it again: it is treated as if it were
+    /// not there.
+    fn refresh(&self, path: &CachePath) -> Result<bool, CacheError> {
+        let _ = path;
+        Ok(false)
+    }
+}
+
+/// The bytes that were promised. When they have come the connection is free for the next request.
+struct Exactly<R> {
+    from: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Exactly<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        if most == 0 {
+            return Ok(0);
+        }
+        let count = self.from.read(&mut buffer[..most])?;
+        if count == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        self.left -= count as u64;
+        if self.left == 0 {
+            // The end has to be seen; what else would come is nobody's.
+            let _ = self.from.read(&mut [0]);
+        }
+        Ok(count)
+    }
+}
+
+/// Reads a short page to its end, if it comes quickly.
+fn drain(response: Response<Answer>, length: Option<u64>) {
+    if length.is_none_or(|length| length > PAGE_BYTES) {
+        return;
+    }
+    let began = Instant::now();
+    let mut body = response.into_body().into_reader();
+    let mut buffer = [0; 4096];
+    while began.elapsed() < PAGE_TIME && body.read(&mut buffer).is_ok_and(|count| count > 0) {}
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    text(headers, header::CONTENT_LENGTH)?.trim().parse().ok()
+}
+
+/// `bytes 5-9/10`, as a range whose end isn't in it.
+fn parse_range(value: &str) -> Option<Range<u64>> {
+    let (range, _) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    Some(first..last.checked_add(1)?)
+}
+
+/// Scheme, host and port.
+fn origin(url: &str) -> &str {
+    let after = url.find("://").map_or(0, |at| at + 3);
+    let end = url[after..].find(['/', '?', '#']).map_or(url.len(), |at| after + at);
+    &url[..end]
+}
+
+/// `Sun, 06 Nov 1994 08:49:37 GMT`: the one form in which servers may write a date (RFC 9110, 5.6.7).
+fn parse_date(text: &str) -> Option<SystemTime> {
+    const MONTHS: &str = "JanFebMarAprMayJunJulAugSepOctNovDec";
+    let parts: Vec<&str> = text.split_whitespace().collect();
+    let [_, day, month, year, clock, "GMT"] = parts.as_slice() else { return None };
+    let month = MONTHS.find(month).filter(|at| month.len() == 3 && at % 3 == 0)? as u64 / 3;
+    let (day, year): (u64, u64) = (day.parse().ok()?, year.parse().ok()?);
+    let clock: Vec<u64> = clock.split(':').map(|it| it.parse().ok()).collect::<Option<_>>()?;
+    let ([hour @ 0..24, minute @ 0..60, second @ 0..=60], 1970..10_000, 1..=31) =
+        (clock.as_slice(), year, day)
+    else {
+        return None;
+    };
+    let leaps = |year: u64| year / 4 - year / 100 + year / 400;
+    let is_leap = leaps(year) > leaps(year - 1);
+    let before = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334][month as usize];
+    let days = (year - 1970) * 365 + leaps(year - 1) - leaps(1969)
+        + before
+        + u64::from(is_leap && month > 1)
+        + day
+        - 1;
+    let seconds = ((days * 24 + hour) * 60 + minute) * 60 + second;
+    Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates() {
+        let seconds = |text| {
+            let time: SystemTime = parse_date(text)?;
+            time.duration_since(SystemTime::UNIX_EPOCH).ok().map(|it| it.as_secs())
+        };
+        assert_eq!(seconds("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
+        assert_eq!(seconds("Thu, 29 Feb 2024 00:00:00 GMT"), Some(1_709_164_800));
+        for bad in ["", "x", "Sun, 06 Foo 1994 08:49:37 GMT", "Sun, 06 Nov 1994 99:49:37 GMT"] {
+            assert_eq!(seconds(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Remotes: where binary caches lie, by their addresses.
+//!
+//! `file://` and paths are directories, `http(s)://` any web server, for publishing one that
+//! takes PUT. What lies there, and whether it is to be believed, is the store's business.
+
+mod connections;
+mod http;
+#[cfg(test)]
+mod tests;
+
+pub use connections::{AddressError, Connections};

@@ -1,0 +1,95 @@
+//! Web servers that do what they shouldn't.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+
+use srp_store::cache::{CachePath, Remote};
+
+use super::Connections;
+use crate::fetch::NetworkSettings;
+
+/// A server that gives each request, in turn, the next of these answers.
+fn server(answers: Vec<&'static str>) -> Arc<dyn Remote> {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    std::thread::spawn(move || {
+        let mut answers = answers.into_iter();
+        loop {
+            let (stream, _): (TcpStream, _) = listener.accept().expect("a connection");
+            let mut lines = BufReader::new(stream.try_clone().expect("cloned")).lines();
+            if !lines.by_ref().map_while(Result::ok).any(|line| line.is_empty()) {
+                continue;
+            }
+            let Some(answer) = answers.next() else { return };
+            (&stream).write_all(answer.as_bytes()).expect("sent");
+        }
+    });
+    open(&format!("http://127.0.0.1:{port}/cache/"))
+}
+
+fn open(address: &str) -> Arc<dyn Remote> {
+    Connections::new(NetworkSettings::default()).open(address).expect("an address")
+}
+
+/// What comes of asking for the bytes 2 to 5 of a file.
+fn range(answer: &'static str) -> Result<Option<String>, String> {
+    let remote = server(vec![answer]);
+    let chain = |error: &dyn std::error::Error| {
+        format!("{error}: {}", error.source().map(ToString::to_string).unwrap_or_default())
+    };
+    let body = remote.get(&CachePath::meta(), Some(2..5)).map_err(|error| chain(&error))?;
+    let Some(mut body) = body else { return Ok(None) };
+    let mut text = String::new();
+    body.reader.read_to_string(&mut text).map_err(|error| error.to_string())?;
+    assert_eq!(text.len() as u64, body.length);
+    Ok(Some(text))
+}
+
+#[test]
+fn a_range_is_that_range_or_an_error() {
+    let good = "HTTP/1.1 206 P\r\nContent-Range: bytes 2-4/9\r\nContent-Length: 3\r\n\r\nabc";
+    assert_eq!(range(good), Ok(Some("abc".to_owned())));
+    let missing = "HTTP/1.1 404 N\r\nContent-Length: 4\r\n\r\ngone";
+    assert_eq!(range(missing), Ok(None));
+    for (answer, part) in [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nxxabcxxxx", "ignores ranges"),
+        (
+            "HTTP/1.1 206 P\r\nContent-Range: bytes 0-2/9\r\nContent-Length: 3\r\n\r\nxxa",
+            "another range",
+        ),
+        ("HTTP/1.1 500 E\r\nContent-Length: 2\r\n\r\nno", "HTTP status 500"),
+        (
+            "HTTP/1.1 302 F\r\nLocation: http://other.test/x\r\nContent-Length: 0\r\n\r\n",
+            "other.test",
+        ),
+        ("HTTP/1.1 302 F\r\nLocation: /x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", ""),
+        ("nonsense\r\n\r\n", ""),
+    ] {
+        let error = range(answer).expect_err(answer);
+        assert!(error.contains(part), "{answer}: {error}");
+    }
+    let short = "HTTP/1.1 206 P\r\nContent-Range: bytes 2-4/9\r\nContent-Length: 3\r\n\
+                 Connection: close\r\n\r\na";
+    // The server goes away then.
+    assert!(range(short).is_err());
+}
+
+#[test]
+fn addresses() {
+    let connections = Connections::new(NetworkSettings::default());
+    let url = |address: &str| connections.open(address).map(|remote| remote.url().to_owned());
+    assert_eq!(url("/srv/cache"), Ok("file:///srv/cache".to_owned()));
+    assert_eq!(url("file:///srv/a%20b"), Ok("file:///srv/a b".to_owned()));
+    assert_eq!(url("https://me:secret@h.test/c/"), Ok("https://h.test/c".to_owned()));
+    for bad in ["", "s3://bucket/x", "ftp://h.test/", "http://", "file://host/x", "http://h/?q"] {
+        assert!(url(bad).is_err(), "{bad}");
+    }
+    assert!(url("s3://b/x").expect_err("refused").to_string().contains("s3:// is not supported"));
+}
+
+#[test]
+fn nobody_listens() {
+    let error = open("http://127.0.0.1:1/").get(&CachePath::meta(), None).expect_err("refused");
+    assert!(error.to_string().contains("http://127.0.0.1:1"), "{error}");
+}

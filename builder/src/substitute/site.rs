@@ -1,0 +1,213 @@
+//! One cache of those configured: opened when first asked, given up when it fails.
+
+use std::error::Error as _;
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::time::Duration;
+
+use srp_store::StoreError;
+use srp_store::cache::{
+    Body, Cache, CacheError, CachePath, Content, Patience, Remote, Severity, Stat,
+};
+
+use crate::cancel::CancelToken;
+
+/// So many requests may be under way to one cache.
+const CONNECTIONS: usize = 8;
+/// So many failures in a row, and the cache is not asked any more.
+const FAILURES: usize = 4;
+/// Slower than this, and a cache is as good as none.
+const PATIENCE: Patience = Patience { grace: Duration::from_secs(20), bytes_per_second: 4 << 10 };
+
+/// A cache, and how it does.
+pub(crate) struct Site {
+    pub(crate) trusted_outright: bool,
+    remote: Arc<dyn Remote>,
+    cache: OnceLock<Option<Cache>>,
+    health: Mutex<Health>,
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+/// The circuit breaker.
+#[derive(Default)]
+struct Health {
+    in_a_row: usize,
+    warned: bool,
+    down: bool,
+}
+
+impl Site {
+    pub(crate) fn new(
+        remote: Arc<dyn Remote>,
+        trusted_outright: bool,
+        cancel: CancelToken,
+    ) -> Site {
+        Site {
+            trusted_outright,
+            remote: Arc::new(Cancellable { remote, cancel }),
+            cache: OnceLock::new(),
+            health: Mutex::default(),
+            free: Mutex::new(CONNECTIONS),
+            freed: Condvar::new(),
+        }
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        self.remote.url()
+    }
+
+    /// Asks the cache something. What fails there is nothing found; what fails on this machine is
+    /// an error.
+    pub(crate) fn ask<T>(
+        &self,
+        question: impl Fn(&Cache) -> Result<Option<T>, CacheError>,
+    ) -> Result<Option<T>, StoreError> {
+        let _permit = self.permit();
+        if self.is_down() {
+            return Ok(None);
+        }
+        let open = || match twice(|| Cache::open_with(Arc::clone(&self.remote), PATIENCE)) {
+            Ok(cache) => Some(cache),
+            Err(error) => {
+                self.note(&error);
+                self.health().down = true;
+                None
+            }
+        };
+        let Some(cache) = self.cache.get_or_init(open) else { return Ok(None) };
+        match twice(|| question(cache)) {
+            Ok(answer) => {
+                self.health().in_a_row = 0;
+                Ok(answer)
+            }
+            Err(CacheError::Store(error)) => Err(error),
+            Err(error) => {
+                self.note(&error);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Says what is to be said of a failure, and counts it.
+    fn note(&self, error: &CacheError) {
+        let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+        if error.severity() == Severity::Integrity {
+            tracing::error!("{error}{cause}; it is not used");
+            return;
+        }
+        let mut health = self.health();
+        health.in_a_row += 1;
+        // What trickles has taken its time already.
+        health.down |= health.in_a_row >= FAILURES || error.is_too_slow();
+        if std::mem::replace(&mut health.warned, true) {
+            tracing::debug!("{error}{cause}");
+        } else {
+            tracing::warn!("{error}{cause}; going on without it");
+        }
+    }
+
+    /// Whether it was asked something, and answered.
+    pub(crate) fn is_open(&self) -> bool {
+        self.cache.get().is_some_and(Option::is_some)
+    }
+
+    /// Whether it is not asked any more.
+    pub(crate) fn is_down(&self) -> bool {
+        self.health().down
+    }
+
+    fn health(&self) -> std::sync::MutexGuard<'_, Health> {
+        self.health.lock().expect("no holder panics")
+    }
+
+    fn permit(&self) -> Permit<'_> {
+        let free = self.free.lock().expect("no holder panics");
+        let mut free = self.freed.wait_while(free, |free| *free == 0).expect("no holder panics");
+        *free -= 1;
+        Permit { site: self }
+    }
+}
+
+/// Asks again if the connection broke: that happens now and then, and to build instead may take
+/// hours. A cache that is down says so, and isn't asked again.
+fn twice<T>(ask: impl Fn() -> Result<T, CacheError>) -> Result<T, CacheError> {
+    match ask() {
+        Err(error) if error.is_interruption() => {
+            tracing::debug!(%error, "it is asked again");
+            ask()
+        }
+        answer => answer,
+    }
+}
+
+/// The right to one connection.
+struct Permit<'a> {
+    site: &'a Site,
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        *self.site.free.lock().expect("no holder panics") += 1;
+        self.site.freed.notify_one();
+    }
+}
+
+/// A remote whose transfers end when everything is to end.
+struct Cancellable {
+    remote: Arc<dyn Remote>,
+    cancel: CancelToken,
+}
+
+struct CancellableBody {
+    from: Box<dyn std::io::Read + Send>,
+    cancel: CancelToken,
+}
+
+fn cancelled() -> std::io::Error {
+    std::io::Error::other("it was cancelled")
+}
+
+impl std::io::Read for CancellableBody {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.cancel.is_cancelled() { Err(cancelled()) } else { self.from.read(buffer) }
+    }
+}
+
+impl Remote for Cancellable {
+    fn url(&self) -> &str {
+        self.remote.url()
+    }
+
+    fn get(
+        &self,
+        path: &CachePath,
+        range: Option<std::ops::Range<u64>>,
+    ) -> Result<Option<Body>, CacheError> {
+        if self.cancel.is_cancelled() {
+            let (url, path) = (self.url().to_owned(), path.to_string());
+            return Err(CacheError::Transport { action: "read", url, path, source: cancelled() });
+        }
+        let cancel = self.cancel.clone();
+        let body = self.remote.get(path, range)?;
+        Ok(body.map(|Body { length, reader: from }| Body {
+            length,
+            reader: Box::new(CancellableBody { from, cancel }),
+        }))
+    }
+
+    fn put(&self, path: &CachePath, content: Content<'_>) -> Result<(), CacheError> {
+        self.remote.put(path, content)
+    }
+
+    fn stat(&self, path: &CachePath) -> Result<Option<Stat>, CacheError> {
+        self.remote.stat(path)
+    }
+
+    fn refresh(&self, path: &CachePath) -> Result<bool, CacheError> {
+        self.remote.refresh(path)
+    }
+
+    fn request_cost_bytes(&self) -> u64 {
+        self.remote.request_cost_bytes()
+    }
+}

@@ -1,0 +1,127 @@
+//! Transferring: an offer's objects into the store, then the claim.
+//!
+//! Several objects come at a time, each once however many offers need it. What one cache can't
+//! bring, or brings wrong, is asked of the next: an object's id says what it is, whoever has it.
+
+use std::sync::{Arc, Mutex};
+
+use srp_store::cache::{Fetcher, Holdings, concurrently};
+use srp_store::{ObjectId, Registration, Store, StoreError};
+
+use crate::substitute::offer::{Offer, Part};
+use crate::substitute::substituters::Substituters;
+
+/// So many objects of one offer come at a time: each needs two round trips before it fills the line.
+const OBJECTS: usize = 8;
+
+/// Why an offer did not come.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TransferError {
+    /// No cache could bring it; what there is to say of them was said.
+    #[error("no cache could bring {object}")]
+    Unavailable {
+        /// What was missing.
+        object: String,
+    },
+    /// This machine failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Substituters {
+    /// Fetches what an offer needs and adopts it. `progress` is told how many bytes have come,
+    /// as they come.
+    pub(crate) fn transfer(
+        &self,
+        store: &Store,
+        offer: &Offer,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), TransferError> {
+        let sum = Mutex::new(0);
+        let came = |bytes| {
+            // Held meanwhile, so that the sum that is told last is the largest.
+            let mut sum = sum.lock().expect("no holder panics");
+            *sum += bytes;
+            progress(*sum);
+        };
+        concurrently(OBJECTS, &offer.parts, |part| self.once(store, part, &came))?;
+        store.adopt(&offer.statement, &offer.evidence)?;
+        if offer.statement.derivation != offer.derivation {
+            // Another derivation with the same resolved hash was stated: what it came out as is this
+            // one's, too.
+            let mut registration = Registration::default();
+            registration.claim(store, &offer.derivation, &offer.claim);
+            store.commit(registration)?;
+        }
+        Ok(())
+    }
+
+    /// Fetches an object unless another thread is at it; then waits for that.
+    fn once(
+        &self,
+        store: &Store,
+        part: &Part,
+        came: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), TransferError> {
+        let id = part.record.object.id();
+        {
+            let flights = self.flights.lock().expect("no holder panics");
+            let mut flights = self
+                .landed
+                .wait_while(flights, |flights| flights.contains(&id))
+                .expect("no holder panics");
+            flights.insert(id);
+        }
+        let fetched = self.object(store, &id, part, came);
+        self.flights.lock().expect("no holder panics").remove(&id);
+        self.landed.notify_all();
+        fetched
+    }
+
+    fn object(
+        &self,
+        store: &Store,
+        id: &ObjectId,
+        part: &Part,
+        came: &(dyn Fn(u64) + Sync),
+    ) -> Result<(), TransferError> {
+        if store.contains(id)? {
+            return Ok(());
+        }
+        let others = (0..self.sites.len()).filter(|site| *site != part.site);
+        for number in std::iter::once(part.site).chain(others) {
+            if self.cancel.is_cancelled() {
+                break;
+            }
+            let site = &self.sites[number];
+            let deltas = self.deltas.lock().expect("no holder panics").get(&number).cloned();
+            let deltas = deltas.unwrap_or_default();
+            let holdings = self.holdings(store)?;
+            let fetched = site.ask(|cache| {
+                let record = if number == part.site {
+                    Some(part.record.clone())
+                } else {
+                    cache.object(id)?
+                };
+                let Some(record) = record else { return Ok(None) };
+                Fetcher::new(store, cache, Arc::clone(&holdings))
+                    .with_deltas(&deltas)
+                    .with_progress(came)
+                    .fetch(&record)
+                    .map(Some)
+            })?;
+            if fetched.is_some() {
+                return Ok(());
+            }
+        }
+        Err(TransferError::Unavailable { object: part.record.object.path_name().to_string() })
+    }
+
+    fn holdings(&self, store: &Store) -> Result<Arc<Holdings>, StoreError> {
+        if let Some(holdings) = self.holdings.get() {
+            return Ok(Arc::clone(holdings));
+        }
+        let holdings = Arc::new(Holdings::of_store(store)?);
+        Ok(Arc::clone(self.holdings.get_or_init(|| holdings)))
+    }
+}

@@ -1,0 +1,69 @@
+//! A meter: counts what passes through a pipe or a file, shows it on a terminal, and ends it when srp
+//! is to end.
+
+use std::io::{Error, Result, Write};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use srp_builder::CancelToken;
+
+use crate::context::Context;
+use crate::error::{CommandError, CommandResult, ExitCode};
+use crate::interrupt;
+
+/// Counts bytes.
+#[derive(Clone)]
+pub(crate) struct Meter {
+    cancel: CancelToken,
+    bar: ProgressBar,
+}
+
+impl Meter {
+    /// Answers signals from here on; to be made before threads are.
+    pub(crate) fn new(context: &Context, what: &'static str) -> CommandResult<Meter> {
+        let cancel = interrupt::install()?;
+        let shown = !context.options.quiet && console::Term::stderr().is_term();
+        let target =
+            if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(None, target).with_message(what);
+        let style = ProgressStyle::with_template("{msg}  {bytes}  {bytes_per_sec}");
+        bar.set_style(style.expect("the template is valid"));
+        Ok(Meter { cancel, bar })
+    }
+
+    /// So many bytes have passed; an error if that is to end.
+    pub(crate) fn pass(&self, bytes: u64) -> Result<()> {
+        self.bar.inc(bytes);
+        if self.cancel.is_cancelled() { Err(Error::other("it was interrupted")) } else { Ok(()) }
+    }
+
+    /// Nothing more will pass.
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    /// Why something failed: its own error, unless it is the signal's doing.
+    pub(crate) fn explain(&self, error: impl Into<CommandError>, kept: &str) -> CommandError {
+        if self.cancel.is_cancelled() {
+            return CommandError::new(ExitCode::Interrupted, format!("interrupted; {kept}"));
+        }
+        error.into()
+    }
+}
+
+/// What is written passes a meter.
+pub(crate) struct Metered<W> {
+    pub(crate) to: W,
+    pub(crate) meter: Meter,
+}
+
+impl<W: Write> Write for Metered<W> {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+        let count = self.to.write(bytes)?;
+        self.meter.pass(count as u64)?;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.to.flush()
+    }
+}

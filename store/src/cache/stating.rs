@@ -1,0 +1,90 @@
+//! Stating: what a store says to others of the derivations that it has realised.
+//!
+//! What a store has built it states itself; what it took from others it passes on in their words,
+//! with a statement of its own that says "substituted". Publishing, exporting and serving say
+//! the same.
+
+use std::collections::BTreeMap;
+
+use crate::cache::CacheError;
+use crate::cache::key::SecretKey;
+use crate::cache::sealed::Sealed;
+use crate::cache::statement::{Provenance, StatedOutput, Statement};
+use crate::digest::StaticHash;
+use crate::error::StoreError;
+use crate::realisation::Claim;
+use crate::revision;
+use crate::store::Store;
+
+impl Store {
+    /// What was chosen here for a derivation and for all that it was built from.
+    ///
+    /// # Errors
+    /// [`CacheError::NotRealised`], and whatever the store says.
+    pub(crate) fn claims(
+        &self,
+        root: &StaticHash,
+    ) -> Result<BTreeMap<StaticHash, Claim>, CacheError> {
+        let mut claims = BTreeMap::new();
+        let mut pending = vec![*root];
+        while let Some(hash) = pending.pop() {
+            if claims.contains_key(&hash) {
+                continue;
+            }
+            match self.claim(&hash)? {
+                Some(claim) => {
+                    pending.extend(claim.inputs.keys().map(|key| key.derivation));
+                    claims.insert(hash, claim);
+                }
+                None if hash == *root => {
+                    return Err(CacheError::NotRealised { hash: hash.to_string() });
+                }
+                // Taken from elsewhere, without what it was built from.
+                None => {}
+            }
+        }
+        Ok(claims)
+    }
+
+    /// The statements on a derivation: those by which this store took what it didn't build, then
+    /// its own, by `builder` and signed with `key`. None if an output isn't here.
+    pub(crate) fn statements(
+        &self,
+        derivation: &StaticHash,
+        claim: &Claim,
+        builder: &str,
+        key: Option<&SecretKey>,
+    ) -> Result<Vec<Sealed<Statement>>, StoreError> {
+        let mut outputs = BTreeMap::new();
+        for (name, id) in &claim.outputs {
+            let Some(info) = self.find_info(id)? else { return Ok(Vec::new()) };
+            outputs.insert(name.clone(), StatedOutput::of(&info.object));
+        }
+        let route = self.realisation(&claim.resolved)?.map(|it| it.route).unwrap_or_default();
+        let evidence = self.evidence(&claim.resolved)?;
+        let provenance =
+            if evidence.is_empty() { Provenance::Built } else { Provenance::Substituted };
+        let ours = Statement {
+            derivation: *derivation,
+            resolved: claim.resolved,
+            outputs,
+            inputs: claim.inputs.clone(),
+            builder: builder.to_owned(),
+            runner: route.runner,
+            machine: route.machine,
+            limits_by: route.limits_by,
+            sandbox: revision::SANDBOX,
+            provenance,
+        };
+        let ours = Sealed::new(ours, key);
+        let others = evidence.into_iter().filter(|it| {
+            let same = it.unverified();
+            same.derivation == *derivation
+                && same.objects() == claim.outputs
+                && it.signer() != ours.signer()
+        });
+        let mut statements: Vec<Sealed<Statement>> = others.collect();
+        statements.push(ours);
+        Ok(statements)
+    }
+}
