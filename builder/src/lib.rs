@@ -21,7 +21,9 @@ mod realise;
 mod request;
 mod roots;
 mod runner;
+mod scheduler;
 mod shell;
+mod slots;
 pub mod substitute;
 mod work;
 
