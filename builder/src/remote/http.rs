@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{Error, ErrorKind, Read};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use srp_store::cache::{Body, CacheError, CachePath, Content, Remote, Stat};
 use ureq::http::{HeaderMap, HeaderName, Method, Response, header};
@@ -152,7 +152,8 @@ impl HttpRemote {
                 let headers = response.headers();
                 let size_bytes = content_length(headers)
                     .ok_or_else(|| Error::other("the server doesn't say how long it is"))?;
-                let modified = text(headers, header::LAST_MODIFIED).and_then(parse_date);
+                let modified = text(headers, header::LAST_MODIFIED)
+                    .and_then(|it| httpdate::parse_http_date(it).ok());
                 Ok(Some(Stat { size_bytes, modified }))
             }
             404 | 410 => Ok(None),
@@ -180,8 +181,7 @@ impl Remote for HttpRemote {
 
     /// HTTP has no way to renew a file's time but to send it again: it is treated as if it were
     /// not there.
-    fn refresh(&self, path: &CachePath) -> Result<bool, CacheError> {
-        let _ = path;
+    fn refresh(&self, _: &CachePath) -> Result<bool, CacheError> {
         Ok(false)
     }
 }
@@ -243,47 +243,4 @@ fn origin(url: &str) -> &str {
     let after = url.find("://").map_or(0, |at| at + 3);
     let end = url[after..].find(['/', '?', '#']).map_or(url.len(), |at| after + at);
     &url[..end]
-}
-
-/// `Sun, 06 Nov 1994 08:49:37 GMT`: the one form in which servers may write a date (RFC 9110, 5.6.7).
-fn parse_date(text: &str) -> Option<SystemTime> {
-    const MONTHS: &str = "JanFebMarAprMayJunJulAugSepOctNovDec";
-    let parts: Vec<&str> = text.split_whitespace().collect();
-    let [_, day, month, year, clock, "GMT"] = parts.as_slice() else { return None };
-    let month = MONTHS.find(month).filter(|at| month.len() == 3 && at % 3 == 0)? as u64 / 3;
-    let (day, year): (u64, u64) = (day.parse().ok()?, year.parse().ok()?);
-    let clock: Vec<u64> = clock.split(':').map(|it| it.parse().ok()).collect::<Option<_>>()?;
-    let ([hour @ 0..24, minute @ 0..60, second @ 0..=60], 1970..10_000, 1..=31) =
-        (clock.as_slice(), year, day)
-    else {
-        return None;
-    };
-    let leaps = |year: u64| year / 4 - year / 100 + year / 400;
-    let is_leap = leaps(year) > leaps(year - 1);
-    let before = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334][month as usize];
-    let days = (year - 1970) * 365 + leaps(year - 1) - leaps(1969)
-        + before
-        + u64::from(is_leap && month > 1)
-        + day
-        - 1;
-    let seconds = ((days * 24 + hour) * 60 + minute) * 60 + second;
-    Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dates() {
-        let seconds = |text| {
-            let time: SystemTime = parse_date(text)?;
-            time.duration_since(SystemTime::UNIX_EPOCH).ok().map(|it| it.as_secs())
-        };
-        assert_eq!(seconds("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
-        assert_eq!(seconds("Thu, 29 Feb 2024 00:00:00 GMT"), Some(1_709_164_800));
-        for bad in ["", "x", "Sun, 06 Foo 1994 08:49:37 GMT", "Sun, 06 Nov 1994 99:49:37 GMT"] {
-            assert_eq!(seconds(bad), None, "{bad}");
-        }
-    }
 }
