@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 
 use indicatif::HumanBytes;
 use srp_store::cache::{CacheError, OfferedRoot, Offering};
+use srp_store::{Info, ObjectId};
 
 const STYLE: &str = "\
 :root{color-scheme:light dark}\
@@ -19,9 +20,17 @@ code,pre{font-family:ui-monospace,monospace;font-size:.9em;overflow-wrap:anywher
 pre{padding:.6rem;border:1px solid #8888;overflow-x:auto}\
 .wide{overflow-x:auto}";
 
+/// A root with all that it consists of.
+type Whole = (OfferedRoot, Vec<(ObjectId, Info)>);
+
 /// The page, for whoever reaches this server at `url`.
 pub(crate) fn page(offering: &Offering, url: &str, has_token: bool) -> Result<String, CacheError> {
-    let roots = offering.roots()?;
+    let mut roots = Vec::new();
+    for root in offering.roots()? {
+        if let Some(closure) = offering.closure(&root)? {
+            roots.push((root, closure));
+        }
+    }
     let key = offering.key().map(|key| key.public().to_string());
     let mut page = format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
@@ -37,7 +46,7 @@ pub(crate) fn page(offering: &Offering, url: &str, has_token: bool) -> Result<St
     Ok(page)
 }
 
-fn write_roots(page: &mut String, roots: &[OfferedRoot]) {
+fn write_roots(page: &mut String, roots: &[Whole]) {
     *page += "<h2>What is here</h2>\n";
     if roots.is_empty() {
         *page += "<p>No root has a name yet. Objects that are in the store are served all the \
@@ -46,19 +55,19 @@ fn write_roots(page: &mut String, roots: &[OfferedRoot]) {
     }
     let mut all = BTreeMap::new();
     let mut rows = String::new();
-    for root in roots {
-        let bytes: u64 = root.closure.iter().map(|(_, info)| info.size_bytes).sum();
+    for (root, closure) in roots {
+        let bytes: u64 = closure.iter().map(|(_, info)| info.size_bytes).sum();
         let _ = writeln!(
             rows,
             "<tr><th scope=\"row\">{}</th><td class=\"number\">{}</td>\
              <td class=\"number\">{}</td><td class=\"number\">{}</td><td><code>{}</code></td></tr>",
             escape(&root.name),
             root.generation,
-            root.closure.len(),
+            closure.len(),
             HumanBytes(bytes),
             escape(&root.object.to_string())
         );
-        all.extend(root.closure.iter().map(|(id, info)| (*id, info.size_bytes)));
+        all.extend(closure.iter().map(|(id, info)| (*id, info.size_bytes)));
     }
     let _ = write!(
         page,
@@ -74,13 +83,7 @@ fn write_roots(page: &mut String, roots: &[OfferedRoot]) {
     );
 }
 
-fn write_use(
-    page: &mut String,
-    roots: &[OfferedRoot],
-    url: &str,
-    key: Option<&str>,
-    has_token: bool,
-) {
+fn write_use(page: &mut String, roots: &[Whole], url: &str, key: Option<&str>, has_token: bool) {
     let with_token = url.replacen("://", "://srp:TOKEN@", 1);
     let url = escape(if has_token { &with_token } else { url });
     *page += "<h2>How to use it</h2>\n<p>On the other machine, in \
@@ -99,7 +102,7 @@ fn write_use(
                       key.</p>\n";
         }
     }
-    let name = roots.first().map_or("ATTR", |root| &root.name);
+    let name = roots.first().map_or("ATTR", |(root, _)| &root.name);
     let _ = writeln!(
         page,
         "<p>Then nothing that is here has to be built:</p>\n\

@@ -64,8 +64,6 @@ pub struct OfferedRoot {
     pub object: ObjectName,
     /// What it came out of, if the store knows that.
     pub derivation: Option<StaticHash>,
-    /// Its closure.
-    pub closure: Vec<(ObjectId, Info)>,
 }
 
 /// Derivations and objects that are offered, and nothing else.
@@ -142,7 +140,7 @@ impl Offering {
     pub fn prepare(&self, progress: &dyn Fn(usize, usize) -> bool) -> Result<(), CacheError> {
         let mut objects = BTreeMap::new();
         for root in self.roots()? {
-            objects.extend(root.closure);
+            objects.extend(self.closure(&root)?.into_iter().flatten());
         }
         for (number, info) in objects.values().enumerate() {
             if !progress(number, objects.len()) {
@@ -157,34 +155,35 @@ impl Offering {
     pub fn roots(&self) -> Result<Vec<OfferedRoot>, CacheError> {
         let newest: BTreeMap<String, _> =
             self.store.roots()?.into_iter().map(|root| (root.name.clone(), root)).collect();
-        let mut found = Vec::new();
         if let Some(scope) = &self.scope {
-            for asked in &scope.asked {
-                let closure = self.store.closure(&[asked.object], ReferenceKind::ALL)?;
-                let object = self.store.info(&asked.object)?.object.path_name();
-                let name = asked.name.clone();
-                // As without a scope: clients remember a root's generation, and miss none that was newer.
-                let generation = newest.get(&name).map_or(1, |root| root.generation);
-                let derivation = asked.derivation;
-                found.push(OfferedRoot { name, generation, object, derivation, closure });
-            }
-            return Ok(found);
+            let offered = scope.asked.iter().map(|asked| {
+                Ok(OfferedRoot {
+                    name: asked.name.clone(),
+                    // As without a scope: clients remember a root's generation, and miss none that
+                    // was newer.
+                    generation: newest.get(&asked.name).map_or(1, |root| root.generation),
+                    object: self.store.info(&asked.object)?.object.path_name(),
+                    derivation: asked.derivation,
+                })
+            });
+            return offered.collect();
         }
         let claims = self.claims()?;
-        for root in newest.into_values() {
-            // A root may name what isn't there any more, or not all of it.
-            let Ok(closure) = self.store.closure(&[root.object.id], ReferenceKind::ALL) else {
-                continue;
-            };
-            found.push(OfferedRoot {
-                name: root.name,
-                generation: root.generation,
-                derivation: claims.by_object.get(&root.object.id).copied(),
-                object: root.object,
-                closure,
-            });
+        let offered = newest.into_values().map(|root| OfferedRoot {
+            name: root.name,
+            generation: root.generation,
+            derivation: claims.by_object.get(&root.object.id).copied(),
+            object: root.object,
+        });
+        Ok(offered.collect())
+    }
+
+    /// What a root consists of; none if not all of it is here any more.
+    pub fn closure(&self, root: &OfferedRoot) -> Result<Option<Vec<(ObjectId, Info)>>, CacheError> {
+        if !self.store.contains_closure(&[root.object.id])? {
+            return Ok(None);
         }
-        Ok(found)
+        Ok(Some(self.store.closure(&[root.object.id], ReferenceKind::ALL)?))
     }
 
     /// A file of the cache; none if it has none of that name.
