@@ -204,13 +204,17 @@ fn substituters(
     }
     let connections = connections();
     // What was imported is asked first: it is here.
-    let imported = imported.map(|remote| Upstream { remote, trusted_outright: true });
+    let imported = imported.map(|remote| Upstream { remote, priority: 0, trusted_outright: true });
     let mut upstreams: Vec<Upstream> = imported.into_iter().collect();
     for cache in caches {
         let remote = connections.open(&cache.url).map_err(|error| {
             CommandError::chain(ExitCode::User, error).hint("see [[caches]] in the configuration")
         })?;
-        upstreams.push(Upstream { remote, trusted_outright: cache.trusted_unsigned });
+        upstreams.push(Upstream {
+            remote,
+            priority: cache.priority,
+            trusted_outright: cache.trusted_unsigned,
+        });
     }
     let policy = Keyring::of(context)?.policy(context)?;
     Ok(Some(Substituters::new(upstreams, policy, cancel.clone())))

@@ -118,11 +118,25 @@ impl Cache {
 
     /// As [`Cache::open`], for those in more of a hurry.
     pub fn open_with(remote: Arc<dyn Remote>, patience: Patience) -> Result<Cache, CacheError> {
-        let cache = Cache { remote, patience };
-        let meta = cache.read(&CachePath::meta(), META_LIMIT_BYTES)?;
-        let meta = meta.ok_or_else(|| CacheError::NotACache { url: cache.url().to_owned() })?;
-        cache.check_format(&String::from_utf8_lossy(&meta))?;
+        let cache = Cache::assume(remote, patience);
+        cache.check()?;
         Ok(cache)
+    }
+
+    /// A cache of which nobody knows yet whether it is one: for who asks it something and
+    /// [checks](Cache::check) it at the same time, which saves a round trip.
+    pub fn assume(remote: Arc<dyn Remote>, patience: Patience) -> Cache {
+        Cache { remote, patience }
+    }
+
+    /// Looks whether this is a cache that can be read.
+    ///
+    /// # Errors
+    /// As [`Cache::open`].
+    pub fn check(&self) -> Result<(), CacheError> {
+        let meta = self.read(&CachePath::meta(), META_LIMIT_BYTES)?;
+        let meta = meta.ok_or_else(|| CacheError::NotACache { url: self.url().to_owned() })?;
+        self.check_format(&String::from_utf8_lossy(&meta))
     }
 
     /// Makes an empty cache at a remote, or opens the one that is there.

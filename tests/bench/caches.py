@@ -89,7 +89,7 @@ def nginx(root, host="127.0.0.1", prefix=()):
         found.close()
         temporary = " ".join(f"{kind}_temp_path {at}/{kind};" for kind in ["proxy", "fastcgi", "uwsgi", "scgi"])
         pathlib.Path(at, "conf").write_text(
-            f"daemon off; master_process off; pid {at}/pid; error_log {at}/error; events {{}} http {{ sendfile on;"
+            f"daemon off; user root; worker_processes auto; pid {at}/pid; error_log {at}/error; events {{}} http {{ sendfile on;"
             f" keepalive_requests 100000; log_format bytes '$bytes_sent'; access_log {at}/access bytes;"
             f" client_body_temp_path {at}/body; {temporary} server {{ listen {host}:{port}; root {root}; }} }}"
         )
@@ -277,13 +277,71 @@ def cache_line():
                 asked = min(seconds("--dry-run") for _ in range(3))
                 print(
                     f"{count} objects are found in {sent()[1] // 3} requests: {(asked - alone) / DELAY:.1f} round trips"
-                    " more than without a cache, one of them to connect  limit: 4",
+                    " more than without a cache, one of them to connect  limit: 3",
                     flush=True,
                 )
                 if count == 40:
                     before = sent()[0]
                     took = seconds("--no-build")
                     print(f"{(sent()[0] - before) * 8 / took / 1e6:.1f} Mbit/s  limit: 90", flush=True)
+
+
+def cache_serve():
+    """srp serve beside nginx with the same files: 16 connections that fetch 300 objects, and one large one."""
+    with workplace() as bench:
+        generator = random.Random(4)
+        trees = {}
+        for number in range(300):
+            trees[f"o{number}"] = tree = bench.work / f"small-{number}"
+            tree.mkdir()
+            (tree / f"small-{number}").write_bytes(generator.randbytes(100_000))
+        trees["large"] = large = bench.work / "large"
+        large.mkdir()
+        with (large / "large").open("wb") as file:
+            for _ in range(int(1000 * SCALE)):
+                file.write(generator.randbytes(1_000_000))
+        bench.define(trees)
+        bench.push("bench.x", bench.work / "www")
+        packs = sorted((bench.work / "www/packs").iterdir(), key=lambda path: path.stat().st_size)
+        paths = [f"packs/{pack.name}" for pack in packs]
+        with nginx(bench.work / "www") as (theirs, _), serving(bench) as (ours, peak_bytes):
+            for name, files, rounds in [("300 objects of 100 kB", paths[:-1], 9), ("an object of 1 GB", paths[-1:], 3)]:
+                peak_bytes()
+                peer, serve = [], []
+                for _ in range(rounds):
+                    peer.append(fetched(theirs, files))
+                    serve.append(fetched(ours, files))
+                say(f"nginx, {name}, 16 times", peer)
+                say(f"srp serve, {name}, 16 times", serve, peer, limit="limit: 1.5 x")
+                say_bytes("srp serve's memory at most", peak_bytes())
+
+
+@contextlib.contextmanager
+def serving(bench):
+    """Serves the builder's store; the URL, and a function that says what its memory was at most since the last call."""
+    command, options = bench.options(["serve", "--unsigned", "--listen", "127.0.0.1:0"], bench.builder)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, **options) as server:
+
+        def peak_bytes():
+            lines = pathlib.Path(f"/proc/{server.pid}/status").read_text().splitlines()
+            (peak,) = [line.split()[1] for line in lines if line.startswith("VmHWM")]
+            pathlib.Path(f"/proc/{server.pid}/clear_refs").write_text("5")
+            return int(peak) * 1024
+
+        try:
+            yield server.stdout.readline().split()[-1].rstrip("/"), peak_bytes
+        finally:
+            server.terminate()
+
+
+def fetched(url, files):
+    """How long 16 clients take to fetch all of these, each over one connection."""
+    command = ["curl", "-sf", *(word for file in files for word in ["-o", "/dev/null", f"{url}/{file}"])]
+    start = time.perf_counter()
+    clients = [subprocess.Popen(command) for _ in range(16)]
+    if any(client.wait() for client in clients):
+        raise SystemExit(f"{url} doesn't serve what it should")
+    return time.perf_counter() - start
 
 
 # Of the line: there and back, and bytes a second.
@@ -361,6 +419,13 @@ def slowly(url):
         to_server = await asyncio.open_connection("127.0.0.1", port)
         await asyncio.gather(carry(reader, to_server[1], "up"), carry(to_server[0], writer, "down"))
 
+    async def end():
+        server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
     loop = asyncio.new_event_loop()
     server = loop.run_until_complete(asyncio.start_server(connected, "127.0.0.1", 0))
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -368,5 +433,7 @@ def slowly(url):
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
+        asyncio.run_coroutine_threadsafe(end(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+        loop.close()

@@ -1,4 +1,4 @@
-//! One cache of those configured: opened when first asked, given up when it fails.
+//! One cache of those configured: checked when first asked, given up when it fails.
 
 use std::error::Error as _;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -10,6 +10,7 @@ use srp_store::cache::{
 };
 
 use crate::cancel::CancelToken;
+use crate::substitute::substituters::Upstream;
 
 /// So many requests may be under way to one cache.
 const CONNECTIONS: usize = 8;
@@ -18,12 +19,19 @@ const FAILURES: usize = 4;
 /// Slower than this, and a cache is as good as none.
 const PATIENCE: Patience = Patience { grace: Duration::from_secs(20), bytes_per_second: 4 << 10 };
 
+/// Transfers of less say nothing of a line's speed.
+const TELLING_BYTES: u64 = 64 << 10;
+
 /// A cache, and how it does.
 pub(crate) struct Site {
     pub(crate) trusted_outright: bool,
-    remote: Arc<dyn Remote>,
-    cache: OnceLock<Option<Cache>>,
+    pub(crate) priority: u32,
+    cache: Cache,
+    /// Unless nobody has asked it anything yet.
+    is_cache: OnceLock<bool>,
     health: Mutex<Health>,
+    /// Bytes a second of its last transfers, once there was one.
+    speed: Mutex<Option<f64>>,
     free: Mutex<usize>,
     freed: Condvar,
 }
@@ -37,23 +45,22 @@ struct Health {
 }
 
 impl Site {
-    pub(crate) fn new(
-        remote: Arc<dyn Remote>,
-        trusted_outright: bool,
-        cancel: CancelToken,
-    ) -> Site {
+    pub(crate) fn new(upstream: Upstream, cancel: CancelToken) -> Site {
+        let Upstream { remote, priority, trusted_outright } = upstream;
         Site {
             trusted_outright,
-            remote: Arc::new(Cancellable { remote, cancel }),
-            cache: OnceLock::new(),
+            priority,
+            cache: Cache::assume(Arc::new(Cancellable { remote, cancel }), PATIENCE),
+            is_cache: OnceLock::new(),
             health: Mutex::default(),
+            speed: Mutex::default(),
             free: Mutex::new(CONNECTIONS),
             freed: Condvar::new(),
         }
     }
 
     pub(crate) fn url(&self) -> &str {
-        self.remote.url()
+        self.cache.url()
     }
 
     /// Asks the cache something. What fails there is nothing found; what fails on this machine is
@@ -66,26 +73,39 @@ impl Site {
         if self.is_down() {
             return Ok(None);
         }
-        let open = || match twice(|| Cache::open_with(Arc::clone(&self.remote), PATIENCE)) {
-            Ok(cache) => Some(cache),
-            Err(error) => {
-                self.note(&error);
-                self.health().down = true;
-                None
-            }
+        let ask = || twice(|| question(&self.cache));
+        let (is_cache, answer) = match self.is_cache.get() {
+            Some(true) => (true, ask()),
+            Some(false) => return Ok(None),
+            // Both at once: it is one round trip less until something is known.
+            None => std::thread::scope(|scope| {
+                let check = scope.spawn(|| *self.is_cache.get_or_init(|| self.check()));
+                let answer = ask();
+                (check.join().expect("the check doesn't panic"), answer)
+            }),
         };
-        let Some(cache) = self.cache.get_or_init(open) else { return Ok(None) };
-        match twice(|| question(cache)) {
+        match answer {
+            Err(CacheError::Store(error)) => Err(error),
+            // Why was said.
+            _ if !is_cache => Ok(None),
             Ok(answer) => {
                 self.health().in_a_row = 0;
                 Ok(answer)
             }
-            Err(CacheError::Store(error)) => Err(error),
             Err(error) => {
                 self.note(&error);
                 Ok(None)
             }
         }
+    }
+
+    fn check(&self) -> bool {
+        let checked = twice(|| self.cache.check());
+        if let Err(error) = &checked {
+            self.note(error);
+            self.health().down = true;
+        }
+        checked.is_ok()
     }
 
     /// Says what is to be said of a failure, and counts it.
@@ -108,12 +128,27 @@ impl Site {
 
     /// Whether it was asked something, and answered.
     pub(crate) fn is_open(&self) -> bool {
-        self.cache.get().is_some_and(Option::is_some)
+        self.is_cache.get() == Some(&true)
     }
 
     /// Whether it is not asked any more.
     pub(crate) fn is_down(&self) -> bool {
         self.health().down
+    }
+
+    /// Bytes a second, as far as that was measured.
+    pub(crate) fn speed(&self) -> Option<f64> {
+        *self.speed.lock().expect("no holder panics")
+    }
+
+    /// A transfer has brought so many bytes.
+    pub(crate) fn measured(&self, bytes: u64, took: Duration) {
+        if bytes < TELLING_BYTES {
+            return;
+        }
+        let now = bytes as f64 / took.as_secs_f64().max(1e-6);
+        let mut speed = self.speed.lock().expect("no holder panics");
+        *speed = Some(speed.map_or(now, |before| (before + now) / 2.0));
     }
 
     fn health(&self) -> std::sync::MutexGuard<'_, Health> {

@@ -9,10 +9,17 @@ use srp_store::{ObjectId, ResolvedHash, StaticHash};
 use crate::cancel::CancelToken;
 use crate::substitute::site::Site;
 
+/// To ask another cache for an object's record takes a round trip: it must be worth that.
+const MUCH_FASTER: f64 = 2.0;
+/// Bytes a second with which nobody is content.
+const SLOW: f64 = 1e6;
+
 /// A cache as it is configured.
 pub struct Upstream {
     /// Where it lies.
     pub remote: Arc<dyn Remote>,
+    /// Among equals the faster one may go first.
+    pub priority: u32,
     /// Whether it is believed without any signature.
     pub trusted_outright: bool,
 }
@@ -55,7 +62,7 @@ impl Substituters {
                 }
                 useful
             })
-            .map(|it| Site::new(it.remote, it.trusted_outright, cancel.clone()))
+            .map(|it| Site::new(it, cancel.clone()))
             .collect();
         Substituters {
             sites,
@@ -70,6 +77,30 @@ impl Substituters {
             flights: Mutex::default(),
             landed: Condvar::new(),
         }
+    }
+
+    /// The caches to fetch an object from, of which `first` is known to have it: it, then the
+    /// others. It is behind another of the same priority that was measured to be much faster; and
+    /// if it is slow, behind one of which nothing is known yet.
+    pub(crate) fn order(&self, first: usize) -> Vec<usize> {
+        let others = (0..self.sites.len()).filter(|number| *number != first);
+        let mut order: Vec<usize> = std::iter::once(first).chain(others).collect();
+        let Some(known) = self.sites[first].speed() else { return order };
+        let speed = |number: &usize| match self.sites[*number].speed() {
+            Some(speed) => (speed > known * MUCH_FASTER).then_some(speed),
+            None => (known < SLOW).then_some(f64::INFINITY),
+        };
+        let equal = |number: &usize| {
+            let site = &self.sites[*number];
+            site.priority == self.sites[first].priority && !site.is_down()
+        };
+        let better = order.iter().copied().filter(equal);
+        let better = better.filter_map(|number| Some((speed(&number)?, number)));
+        if let Some((_, best)) = better.max_by(|a, b| a.0.total_cmp(&b.0)) {
+            order.retain(|number| *number != best);
+            order.insert(0, best);
+        }
+        order
     }
 
     /// Whose files are asked for in a cache.

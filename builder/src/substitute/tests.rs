@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use srp_store::cache::{
     Body, Cache, CacheError, CachePath, Content, DirectoryRemote, Policy, PublicKey, Publisher,
@@ -28,6 +28,8 @@ struct Counting {
     remote: DirectoryRemote,
     /// Whether the connection breaks when something is asked for the first time.
     breaks: bool,
+    /// Nothing is answered before so many requests have come.
+    together: usize,
     gets: AtomicUsize,
     under_way: AtomicUsize,
     most_at_once: AtomicUsize,
@@ -39,6 +41,7 @@ impl Counting {
         Counting {
             remote: DirectoryRemote::new(root),
             breaks: false,
+            together: 0,
             gets: AtomicUsize::new(0),
             under_way: AtomicUsize::new(0),
             most_at_once: AtomicUsize::new(0),
@@ -64,6 +67,11 @@ impl Remote for Counting {
             let (url, path) = (self.url().to_owned(), path.to_string());
             let source = std::io::ErrorKind::ConnectionReset.into();
             return Err(CacheError::Transport { action: "read", url, path, source });
+        }
+        let began = Instant::now();
+        while self.gets.load(Ordering::SeqCst) < self.together {
+            assert!(began.elapsed().as_secs() < 30, "{path} is asked for before anything else");
+            std::thread::sleep(Duration::from_millis(1));
         }
         let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
         self.most_at_once.fetch_max(now, Ordering::SeqCst);
@@ -173,7 +181,7 @@ fn plan(directory: &Path, remote: Arc<Counting>, keys: &[&PublicKey]) -> Plan {
     };
     let trusted = keys.iter().map(|key| (key.id(), (*key).clone())).collect();
     let policy = Policy { trusted, ..Policy::default() };
-    let upstream = Upstream { remote, trusted_outright: false };
+    let upstream = Upstream { remote, priority: 50, trusted_outright: false };
     let cancel = CancelToken::new().expect("a descriptor");
     let substituters = Substituters::new(vec![upstream], policy, cancel);
     Plan::new(&store, &request, &|_| None, Some(&substituters)).expect("planned")
@@ -201,19 +209,19 @@ fn a_connection_that_breaks_once_is_no_reason_to_build() {
 }
 
 #[test]
-fn whether_500_objects_are_there_is_known_after_two_requests() {
+fn whether_500_objects_are_there_is_known_after_one_round_trip() {
     let directory = directory();
     let key = publish(directory.path(), 500);
     let cache = directory.path().join("cache");
 
-    let remote = Arc::new(Counting::new(&cache));
+    let remote = Arc::new(Counting { together: 2, ..Counting::new(&cache) });
     assert_eq!(parts(&plan(directory.path(), remote.clone(), &[&key])), 500);
     let paths = remote.paths.lock().expect("no holder panics").clone();
-    assert_eq!(paths.len(), 2, "its format, then the manifest: {paths:?}");
+    assert_eq!(paths.len(), 2, "its format and the manifest: {paths:?}");
 
-    // Another key's manifest is asked for at the same time: still two round trips.
+    // Another key's manifest is asked for at the same time.
     let other = SecretKey::generate("builder-2".parse().expect("a name")).expect("a key");
-    let remote = Arc::new(Counting::new(&cache));
+    let remote = Arc::new(Counting { together: 3, ..Counting::new(&cache) });
     assert_eq!(parts(&plan(directory.path(), remote.clone(), &[&key, &other.public()])), 500);
     assert_eq!(remote.gets.load(Ordering::SeqCst), 3);
 
@@ -224,4 +232,32 @@ fn whether_500_objects_are_there_is_known_after_two_requests() {
     assert_eq!(remote.gets.load(Ordering::SeqCst), 1 + 1 + 1 + 500);
     let most = remote.most_at_once.load(Ordering::SeqCst);
     assert!((6..=8).contains(&most), "{most} requests at once");
+}
+
+#[test]
+fn of_equals_the_faster_cache_is_asked_first() {
+    let directory = directory();
+    let upstream = |priority| Upstream {
+        remote: Arc::new(DirectoryRemote::new(directory.path())),
+        priority,
+        trusted_outright: true,
+    };
+    let upstreams = [50, 50, 50, 60].map(upstream).into();
+    let cancel = CancelToken::new().expect("a descriptor");
+    let substituters = Substituters::new(upstreams, Policy::default(), cancel);
+    let second = Duration::from_secs(1);
+    let measured = |site: usize, bytes| substituters.sites[site].measured(bytes, second);
+    assert_eq!(substituters.order(1), [1, 0, 2, 3], "nothing is known");
+
+    measured(0, 10_000_000);
+    assert_eq!(substituters.order(0), [0, 1, 2, 3], "it is fast enough to try no other");
+    measured(1, 100_000);
+    assert_eq!(substituters.order(1)[0], 2, "it is slow: one of which nothing is known is tried");
+    measured(2, 100_000);
+    assert_eq!(substituters.order(1), [0, 1, 2, 3], "a faster one is known");
+    measured(3, 1_000_000_000);
+    assert_eq!(substituters.order(1)[0], 0, "what has another priority comes after all equals");
+    assert_eq!(substituters.order(2)[0], 0);
+    measured(2, 10);
+    assert_eq!(substituters.order(0)[0], 0, "few bytes say nothing");
 }

@@ -4,6 +4,7 @@
 //! bring, or brings wrong, is asked of the next: an object's id says what it is, whoever has it.
 
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use srp_store::cache::{Fetcher, Holdings, concurrently};
 use srp_store::{ObjectId, Registration, Store, StoreError};
@@ -88,8 +89,7 @@ impl Substituters {
         if store.contains(id)? {
             return Ok(());
         }
-        let others = (0..self.sites.len()).filter(|site| *site != part.site);
-        for number in std::iter::once(part.site).chain(others) {
+        for number in self.order(part.site) {
             if self.cancel.is_cancelled() {
                 break;
             }
@@ -104,11 +104,13 @@ impl Substituters {
                     cache.object(id)?
                 };
                 let Some(record) = record else { return Ok(None) };
-                Fetcher::new(store, cache, Arc::clone(&holdings))
+                let began = Instant::now();
+                let fetched = Fetcher::new(store, cache, Arc::clone(&holdings))
                     .with_deltas(&deltas)
                     .with_progress(came)
-                    .fetch(&record)
-                    .map(Some)
+                    .fetch(&record)?;
+                site.measured(fetched.fetched_bytes, began.elapsed());
+                Ok(Some(fetched))
             })?;
             if fetched.is_some() {
                 return Ok(());
