@@ -179,9 +179,9 @@ impl From<CacheError> for CommandError {
         let hint = match error {
             CacheError::Store(error) => return error.into(),
             CacheError::NotACache { .. } => Some("srp cache create makes one there"),
-            CacheError::Unsupported { .. } => {
-                Some("do that where the cache's files lie, by the path of the directory")
-            }
+            CacheError::Unsupported { .. } => Some(
+                "do that where the cache's files lie, or let the server list them as JSON (nginx: autoindex)",
+            ),
             CacheError::NotRealised { .. } => Some("srp realise it first"),
             _ => None,
         };

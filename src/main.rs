@@ -28,8 +28,10 @@ mod meter;
 mod options;
 mod page;
 mod progress;
+mod provenance;
 mod realise;
 mod root;
+mod sbom;
 mod serve;
 mod shell;
 mod show;
@@ -83,6 +85,8 @@ fn run(options: options::GlobalOptions, command: &Command) -> CommandResult<u8> 
         Command::Log(arguments) => log::run(context, arguments).map(done),
         Command::Closure(arguments) => closure::run(context, arguments).map(done),
         Command::WhyDepends(arguments) => why_depends::run(context, arguments).map(done),
+        Command::Provenance(arguments) => provenance::run(context, arguments).map(done),
+        Command::Sbom(arguments) => sbom::run(context, arguments).map(done),
         Command::Shell(arguments) => shell::run(context, arguments),
         Command::Add(arguments) => add::run(context, arguments).map(done),
         Command::Root(command) => root::run(context, command).map(done),

@@ -21,6 +21,7 @@ mod cases {
     mod machines;
     mod memory;
     mod neighbours;
+    mod provenance;
     mod realise;
     mod refusals;
     mod serve;

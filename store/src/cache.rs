@@ -49,6 +49,8 @@ use std::sync::Arc;
 
 pub use closure::{Closure, Delta, Location, ObjectRecord, Pointer};
 pub use concurrent::concurrently;
+#[cfg(fuzzing)]
+pub(crate) use delta::apply as apply_delta;
 pub use directory::DirectoryRemote;
 pub use error::{CacheError, Severity, WrongDigest};
 pub use export::{Contents, ExportError, Exported, Exporter};

@@ -20,6 +20,8 @@ pub mod compose;
 mod db;
 mod error;
 mod files;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod ingest;
 mod lock;
 pub mod manifest;

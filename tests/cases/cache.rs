@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use crate::support::Place;
 use crate::support::caches::{name, published_as, push, user_of};
@@ -182,6 +183,21 @@ fn a_web_server_takes_and_gives() {
         let run = builder.srp(&["cache", command, &url]).exited(1);
         run.says(&["can't be listed", "hint: do that where the cache's files lie"]);
     }
+    let listing = Nginx::listing(&root, "a cache behind nginx that lists it");
+    let listing = listing.expect("nginx is there");
+    let listing_url = listing.url();
+    for command in ["list", "verify"] {
+        let over_http = builder.srp(&["cache", command, &listing_url]).succeeded();
+        let here = builder.srp(&["cache", command, root.to_str().unwrap()]).succeeded();
+        assert_eq!(over_http.stdout, here.stdout, "{command}");
+    }
+    builder.srp(&["cache", "info", &listing_url]).succeeded().says(&["roots    1"]);
+    let abandoned = root.join("packs/abandoned");
+    fs::write(&abandoned, "x").unwrap();
+    let long_ago = SystemTime::now() - Duration::from_secs(40 * 24 * 60 * 60);
+    fs::File::open(&abandoned).unwrap().set_modified(long_ago).unwrap();
+    builder.srp(&["cache", "gc", &listing_url]).succeeded().says(&["deleted 1 files"]);
+    assert!(!abandoned.exists());
     builder.srp(&["cache", "verify", root.to_str().unwrap()]).succeeded();
     let built = builder.srp(&["realise", "t.x"]).succeeded();
     let place = user(&[&url], &[&key], "");

@@ -1,4 +1,4 @@
-//! A real web server for the tests: nginx, serving a directory and taking PUT.
+//! A real web server for the tests: nginx, serving a directory, and taking PUT and DELETE.
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -19,6 +19,11 @@ impl Nginx {
     /// Serves `root`, if nginx is installed; else says loudly what is not tested.
     pub(crate) fn serving(root: &Path, what: &str) -> Option<Nginx> {
         Nginx::start(root, what, "")
+    }
+
+    /// As [`Nginx::serving`], and directories are listed in JSON.
+    pub(crate) fn listing(root: &Path, what: &str) -> Option<Nginx> {
+        Nginx::start(root, what, "autoindex on; autoindex_format json;")
     }
 
     /// As [`Nginx::serving`], at a megabyte a second.
@@ -48,7 +53,7 @@ impl Nginx {
                proxy_temp_path {at}/p; fastcgi_temp_path {at}/f; uwsgi_temp_path {at}/u;
                scgi_temp_path {at}/s;
                server {{ listen 127.0.0.1:{port}; root {};
-                 location / {{ dav_methods PUT; create_full_put_path on; {more} }} }} }}\n",
+                 location / {{ dav_methods PUT DELETE; create_full_put_path on; {more} }} }} }}\n",
             root.display()
         );
         let file = directory.path().join("nginx.conf");

@@ -2,8 +2,8 @@
 //!
 //! GET with ranges over connections that are kept; PUT and HEAD to publish, as nginx with DAV and
 //! others take them. A server that answers a range with something else, doesn't say how long its
-//! answer is, or sends its readers to another host is an error of the transport. Listing and deleting
-//! are done where the files lie.
+//! answer is, or sends its readers to another host is an error of the transport. To look after a
+//! cache there, the server must list directories as JSON, the way nginx does, and take DELETE.
 
 use std::fs::File;
 use std::io::{Error, ErrorKind, Read};
@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::Deserialize;
 use srp_store::cache::{Body, CacheError, CachePath, Content, Remote, Stat};
 use ureq::http::{HeaderMap, HeaderName, Method, Response, header};
 use ureq::{AsSendBody, Body as Answer};
@@ -23,6 +24,9 @@ const MAX_REDIRECTS: usize = 3;
 const PAGE_BYTES: u64 = 16 << 10;
 /// And for no longer than this.
 const PAGE_TIME: Duration = Duration::from_secs(2);
+
+/// No directory of a cache takes more to list: that is a million files.
+const INDEX_BYTES: u64 = 256 << 20;
 
 /// A web server's folder that a cache lies in.
 pub(super) struct HttpRemote {
@@ -48,7 +52,7 @@ impl HttpRemote {
     fn ask(
         &self,
         method: Method,
-        path: &CachePath,
+        path: &str,
         headers: Vec<(HeaderName, String)>,
     ) -> Result<Response<Answer>, Error> {
         let mut at = format!("{}/{path}", self.base);
@@ -90,7 +94,7 @@ impl HttpRemote {
             }
             headers.push((header::RANGE, format!("bytes={}-{}", range.start, range.end - 1)));
         }
-        let response = self.ask(Method::GET, path, headers)?;
+        let response = self.ask(Method::GET, path.as_str(), headers)?;
         let status = response.status().as_u16();
         let length = content_length(response.headers());
         let length = match (status, range) {
@@ -145,8 +149,64 @@ impl HttpRemote {
         }
     }
 
+    fn remove(&self, path: &CachePath) -> Result<(), Error> {
+        let at = format!("{}/{path}", self.base);
+        let response = self.exchange(Method::DELETE, &at, Vec::new(), ())?;
+        let status = response.status().as_u16();
+        let length = content_length(response.headers());
+        drain(response, length);
+        match status {
+            200 | 202 | 204 | 404 | 410 => Ok(()),
+            401 | 403 | 405 | 501 => {
+                let reason = format!("the server takes no DELETE here (HTTP status {status})");
+                Err(Error::new(ErrorKind::PermissionDenied, reason))
+            }
+            status => Err(Error::other(Reason::Status { status }.to_string())),
+        }
+    }
+
+    /// What is in a directory, whose path is empty or ends with a slash; nothing if it isn't there.
+    /// [`ErrorKind::Unsupported`] if the server doesn't say.
+    fn index(&self, directory: &str) -> Result<Vec<Entry>, Error> {
+        let response = self.ask(Method::GET, directory, Vec::new())?;
+        let is_json = text(response.headers(), header::CONTENT_TYPE)
+            .is_some_and(|it| it.starts_with("application/json"));
+        match response.status().as_u16() {
+            200 if is_json => {}
+            404 | 410 => return Ok(Vec::new()),
+            200 | 403 | 405 => return Err(ErrorKind::Unsupported.into()),
+            status => return Err(Error::other(Reason::Status { status }.to_string())),
+        }
+        let mut json = Vec::new();
+        response.into_body().into_reader().take(INDEX_BYTES).read_to_end(&mut json)?;
+        serde_json::from_slice(&json).map_err(|_| ErrorKind::Unsupported.into())
+    }
+
+    fn index_all(&self, directory: &str) -> Result<Vec<(CachePath, Stat)>, Error> {
+        // Where directories are but a part of names, nothing is at any of them: a server that lists
+        // shows what is certainly there.
+        if !self.index("")?.iter().any(|entry| entry.name == CachePath::meta().as_str()) {
+            return Err(ErrorKind::Unsupported.into());
+        }
+        let mut found = Vec::new();
+        let mut pending = vec![directory.to_owned()];
+        while let Some(directory) = pending.pop() {
+            for Entry { name, kind, mtime, size } in self.index(&format!("{directory}/"))? {
+                let Some(path) = CachePath::parse(&format!("{directory}/{name}")) else { continue };
+                let modified = httpdate::parse_http_date(&mtime).ok();
+                match (kind.as_str(), size) {
+                    ("directory", _) => pending.push(path.as_str().to_owned()),
+                    ("file", Some(size_bytes)) => found.push((path, Stat { size_bytes, modified })),
+                    _ => {}
+                }
+            }
+        }
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(found)
+    }
+
     fn look(&self, path: &CachePath) -> Result<Option<Stat>, Error> {
-        let response = self.ask(Method::HEAD, path, Vec::new())?;
+        let response = self.ask(Method::HEAD, path.as_str(), Vec::new())?;
         match response.status().as_u16() {
             200 => {
                 let headers = response.headers();
@@ -184,6 +244,28 @@ impl Remote for HttpRemote {
     fn refresh(&self, _: &CachePath) -> Result<bool, CacheError> {
         Ok(false)
     }
+
+    fn list(&self, directory: &str) -> Result<Vec<(CachePath, Stat)>, CacheError> {
+        let (url, path) = (self.url.clone(), directory.to_owned());
+        self.index_all(directory).map_err(|source| match source.kind() {
+            ErrorKind::Unsupported => CacheError::Unsupported { action: "be listed", url },
+            _ => CacheError::Transport { action: "list", url, path, source },
+        })
+    }
+
+    fn delete(&self, path: &CachePath) -> Result<(), CacheError> {
+        self.remove(path).map_err(|error| self.error("delete", path, error))
+    }
+}
+
+/// What a directory holds, as nginx says it with `autoindex_format json`.
+#[derive(Deserialize)]
+struct Entry {
+    name: String,
+    #[serde(rename = "type")]
+    kind: String,
+    mtime: String,
+    size: Option<u64>,
 }
 
 /// The bytes that were promised. When they have come the connection is free for the next request.

@@ -20,3 +20,16 @@ pub use response::{Content, Resource};
 pub use server::{Server, Settings, Site, SiteError};
 pub use tls::{Tls, TlsError};
 pub use token::{Token, TokenError};
+
+/// A client's bytes, for the fuzz target in `tests/fuzz`: what was parsed is no longer than they are,
+/// and a range that is asked for lies in the file.
+#[cfg(fuzzing)]
+pub fn fuzz_request(bytes: &[u8]) {
+    if let request::Parsed::Whole(request, length) = request::parse(bytes) {
+        assert!(length <= bytes.len());
+        for file in [0, 1, 1000, u64::MAX] {
+            let range = request.range.and_then(|range| range.of(file));
+            assert!(range.is_none_or(|range| range.start < range.end && range.end <= file));
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Deltas between files.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| srp_store::fuzzing::delta(bytes));

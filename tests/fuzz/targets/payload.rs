@@ -1,0 +1,4 @@
+//! The values inside sealed files.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| srp_store::fuzzing::payload(bytes));

@@ -1,0 +1,15 @@
+//! What a file needs: ELF and scripts, as an output's files are searched for it.
+#![no_main]
+
+use std::fs;
+use std::sync::LazyLock;
+
+static TREE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+    // In memory where that can be.
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory")
+});
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    fs::write(TREE.path().join("file"), bytes).expect("written");
+    let _ = srp_builder::scan::scan(TREE.path());
+});
