@@ -8,6 +8,8 @@ use std::path::PathBuf;
 
 use srp_builder::fetch::{Fetcher, FetcherConfig, Mirrors, NetworkSettings};
 use srp_builder::jobserver::Broker;
+#[cfg(feature = "s3")]
+use srp_builder::remote::AwsSettings;
 use srp_builder::remote::Connections;
 use srp_builder::sandbox::Launcher;
 use srp_builder::substitute::{Substituters, Upstream};
@@ -185,10 +187,13 @@ pub(crate) fn fetcher_config(context: &Context) -> FetcherConfig {
     }
 }
 
-/// What reaches caches: proxies and certificates of the environment.
+/// What reaches caches: proxies, certificates and buckets' credentials of the environment.
 pub(crate) fn connections() -> Connections {
     let variable = |name: &str| crate::config::text(&|name| std::env::var_os(name), name);
-    Connections::new(NetworkSettings::from_variables(variable))
+    let connections = Connections::new(NetworkSettings::from_variables(variable));
+    #[cfg(feature = "s3")]
+    let connections = connections.with_aws(AwsSettings::from_variables(variable));
+    connections
 }
 
 /// The caches that are configured, unless none is to be asked.

@@ -20,9 +20,11 @@ use crate::terminal;
 
 /// Publish to binary caches, and look after them
 ///
-/// A cache is files: a directory, or what a web server serves of one. Give its path or URL.
-/// Publishing over HTTP needs a server that takes PUT (nginx: dav_methods PUT;
-/// create_full_put_path on). Those that are asked while realising are named by `caches` in the
+/// A cache is files: a directory, what a web server serves of one, or a bucket. Give its path or
+/// URL. Publishing over HTTP needs a server that takes PUT (nginx: dav_methods PUT;
+/// create_full_put_path on). Buckets (s3://BUCKET/PREFIX) are found, and credentials for them, as by
+/// Amazon's own programs: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+/// AWS_PROFILE. Those caches that are asked while realising are named by `caches` in the
 /// configuration.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -100,6 +102,7 @@ const EXAMPLES: &str = "\
 Examples:
   srp cache push stage1.aarch64-musl --to /srv/www/cache
   srp cache push stage1.aarch64-musl --to https://cache.example/srp --key builder-1
+  srp cache push stage1.aarch64-musl --to s3://bucket/srp
   srp cache push stage1.aarch64-musl --to /media/stick/cache --unsigned --inputs";
 
 pub(crate) fn run(context: &Context, command: &Command) -> CommandResult {

@@ -183,6 +183,9 @@ impl From<CacheError> for CommandError {
                 "do that where the cache's files lie, or let the server list them as JSON (nginx: autoindex)",
             ),
             CacheError::NotRealised { .. } => Some("srp realise it first"),
+            CacheError::Transport { ref url, ref source, .. } if url.starts_with("s3://") => {
+                bucket_hint(source.kind())
+            }
             _ => None,
         };
         let error = CommandError::chain(code, error);
@@ -190,6 +193,27 @@ impl From<CacheError> for CommandError {
             Some(hint) => error.hint(hint),
             None => error,
         }
+    }
+}
+
+/// What a user could do about a bucket that can't be used.
+fn bucket_hint(kind: std::io::ErrorKind) -> Option<&'static str> {
+    use std::io::ErrorKind::{
+        ConnectionRefused, HostUnreachable, NotFound, PermissionDenied, TimedOut,
+    };
+    match kind {
+        PermissionDenied => Some(
+            "credentials are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile's (AWS_PROFILE); \
+             they need s3:ListBucket and s3:GetObject to read, s3:PutObject to publish, \
+             s3:DeleteObject to collect garbage",
+        ),
+        NotFound => Some(
+            "srp makes no buckets: make it, or see that AWS_ENDPOINT_URL and AWS_REGION are right",
+        ),
+        ConnectionRefused | HostUnreachable | TimedOut => {
+            Some("AWS_ENDPOINT_URL says where buckets are that aren't Amazon's")
+        }
+        _ => None,
     }
 }
 

@@ -24,6 +24,8 @@ mod cases {
     mod provenance;
     mod realise;
     mod refusals;
+    #[cfg(feature = "s3")]
+    mod s3;
     mod serve;
     mod tidy;
 }

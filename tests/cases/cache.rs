@@ -149,8 +149,8 @@ fn a_cache_that_is_down_or_talks_nonsense_is_one_that_has_nothing() {
         let place = user(&[url, cache.to_str().unwrap()], &[&key], "");
         place.srp(&["realise", "--no-build", "t.x"]).succeeded();
     }
-    let place = user(&["s3://bucket/cache"], &[&key], "");
-    place.srp(&["realise", "t.x"]).exited(1).says(&["s3:// is not supported"]);
+    let place = user(&["gs://bucket/cache"], &[&key], "");
+    place.srp(&["realise", "t.x"]).exited(1).says(&["gs:// is not supported"]);
 }
 
 #[test]
@@ -191,12 +191,14 @@ fn a_web_server_takes_and_gives() {
         let here = builder.srp(&["cache", command, root.to_str().unwrap()]).succeeded();
         assert_eq!(over_http.stdout, here.stdout, "{command}");
     }
-    builder.srp(&["cache", "info", &listing_url]).succeeded().says(&["roots    1"]);
+    let info = builder.srp(&["cache", "info", &listing_url]).succeeded().stdout;
+    assert!(info.contains("roots    1"), "{info}");
     let abandoned = root.join("packs/abandoned");
     fs::write(&abandoned, "x").unwrap();
     let long_ago = SystemTime::now() - Duration::from_secs(40 * 24 * 60 * 60);
     fs::File::open(&abandoned).unwrap().set_modified(long_ago).unwrap();
-    builder.srp(&["cache", "gc", &listing_url]).succeeded().says(&["deleted 1 files"]);
+    let deleted = builder.srp(&["cache", "gc", &listing_url]).succeeded().stdout;
+    assert!(deleted.contains("deleted 1 files"), "{deleted}");
     assert!(!abandoned.exists());
     builder.srp(&["cache", "verify", root.to_str().unwrap()]).succeeded();
     let built = builder.srp(&["realise", "t.x"]).succeeded();

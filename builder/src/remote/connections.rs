@@ -8,18 +8,22 @@ use srp_store::cache::{DirectoryRemote, Remote};
 
 use crate::fetch::{Client, NetworkSettings, Timeouts, url};
 use crate::remote::http::HttpRemote;
+#[cfg(feature = "s3")]
+use crate::remote::s3::{AwsSettings, S3Remote};
 
 /// Opens remotes.
 #[derive(Clone)]
 pub struct Connections {
     client: Arc<Client>,
+    #[cfg(feature = "s3")]
+    aws: AwsSettings,
 }
 
 /// An address that no cache can have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// The scheme is none of ours.
-    #[error("{url} can't be a cache: {scheme}:// is not supported; file:// and http(s):// are")]
+    #[error("{url} can't be a cache: {scheme}:// is not supported; {SCHEMES}")]
     Scheme {
         /// The address.
         url: String,
@@ -36,6 +40,13 @@ pub enum AddressError {
     },
 }
 
+/// What an address can begin with.
+const SCHEMES: &str = if cfg!(feature = "s3") {
+    "file://, http(s):// and s3:// are"
+} else {
+    "file:// and http(s):// are (s3:// was left out when this srp was compiled)"
+};
+
 impl Connections {
     /// With these proxies and certificates. Nothing is connected yet.
     pub fn new(network: NetworkSettings) -> Connections {
@@ -46,7 +57,18 @@ impl Connections {
             read: Duration::from_secs(20),
         };
         let user_agent = concat!("srp/", env!("CARGO_PKG_VERSION")).to_owned();
-        Connections { client: Arc::new(Client::new(network, timeouts, user_agent)) }
+        Connections {
+            client: Arc::new(Client::new(network, timeouts, user_agent)),
+            #[cfg(feature = "s3")]
+            aws: AwsSettings::default(),
+        }
+    }
+
+    /// With this endpoint and these credentials for buckets.
+    #[cfg(feature = "s3")]
+    #[must_use]
+    pub fn with_aws(self, aws: AwsSettings) -> Connections {
+        Connections { aws, ..self }
     }
 
     /// The remote at an address: a URL, or the path of a directory.
@@ -73,6 +95,17 @@ impl Connections {
                     return Err(malformed("files are asked for below it, so it has no ? or #"));
                 }
                 Ok(Arc::new(HttpRemote::new(Arc::clone(&self.client), address)))
+            }
+            #[cfg(feature = "s3")]
+            Some("s3") => {
+                let place = address["s3://".len()..].trim_end_matches('/');
+                let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+                if prefix.contains(['?', '#']) {
+                    return Err(malformed("files are asked for below it, so it has no ? or #"));
+                }
+                S3Remote::new(Arc::clone(&self.client), &self.aws, bucket, prefix)
+                    .map(|remote| Arc::new(remote) as Arc<dyn Remote>)
+                    .ok_or_else(|| malformed("it names no bucket, or no prefix of plain names"))
             }
             scheme => Err(AddressError::Scheme {
                 url: url::redact(address),

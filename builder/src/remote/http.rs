@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use srp_store::cache::{Body, CacheError, CachePath, Content, Remote, Stat};
+use ureq::http::header::AsHeaderName;
 use ureq::http::{HeaderMap, HeaderName, Method, Response, header};
 use ureq::{AsSendBody, Body as Answer};
 
@@ -78,12 +79,8 @@ impl HttpRemote {
         headers: Vec<(HeaderName, String)>,
         body: impl AsSendBody,
     ) -> Result<Response<Answer>, Error> {
-        self.client.exchange(method, url, headers, body).map_err(|reason| match reason {
-            Reason::Refused => Error::new(ErrorKind::ConnectionRefused, reason.to_string()),
-            Reason::Timeout { .. } => Error::new(ErrorKind::TimedOut, reason.to_string()),
-            Reason::Protocol { .. } => Error::new(ErrorKind::ConnectionAborted, reason.to_string()),
-            reason => Error::other(reason.to_string()),
-        })
+        let answer = self.client.exchange(method, url, headers, body);
+        answer.map_err(|reason| Error::new(kind_of(&reason), reason.to_string()))
     }
 
     fn read(&self, path: &CachePath, range: Option<Range<u64>>) -> Result<Option<Body>, Error> {
@@ -125,7 +122,7 @@ impl HttpRemote {
             }
         };
         let from = response.into_body().into_reader();
-        Ok(Some(Body { length, reader: Box::new(Exactly { from, left: length }) }))
+        Ok(Some(Body { length, reader: Box::new(Exactly::new(from, length)) }))
     }
 
     fn write(&self, path: &CachePath, content: Content<'_>) -> Result<(), Error> {
@@ -268,10 +265,27 @@ struct Entry {
     size: Option<u64>,
 }
 
+/// What a reason is among the errors of I/O, by which callers tell what to do.
+pub(super) fn kind_of(reason: &Reason) -> ErrorKind {
+    match reason {
+        Reason::Refused => ErrorKind::ConnectionRefused,
+        Reason::Dns { .. } | Reason::Unreachable { .. } => ErrorKind::HostUnreachable,
+        Reason::Timeout { .. } => ErrorKind::TimedOut,
+        Reason::Protocol { .. } => ErrorKind::ConnectionAborted,
+        _ => ErrorKind::Other,
+    }
+}
+
 /// The bytes that were promised. When they have come the connection is free for the next request.
-struct Exactly<R> {
+pub(super) struct Exactly<R> {
     from: R,
     left: u64,
+}
+
+impl<R> Exactly<R> {
+    pub(super) fn new(from: R, length: u64) -> Exactly<R> {
+        Exactly { from, left: length }
+    }
 }
 
 impl<R: Read> Read for Exactly<R> {
@@ -295,16 +309,26 @@ impl<R: Read> Read for Exactly<R> {
 
 /// Reads a short page to its end, if it comes quickly.
 fn drain(response: Response<Answer>, length: Option<u64>) {
-    if length.is_none_or(|length| length > PAGE_BYTES) {
-        return;
+    if length.is_some_and(|length| length <= PAGE_BYTES) {
+        page(&mut response.into_body().into_reader());
     }
-    let began = Instant::now();
-    let mut body = response.into_body().into_reader();
-    let mut buffer = [0; 4096];
-    while began.elapsed() < PAGE_TIME && body.read(&mut buffer).is_ok_and(|count| count > 0) {}
 }
 
-fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+/// A page for people, or as much of it as is short and comes quickly.
+pub(super) fn page(from: &mut dyn Read) -> Vec<u8> {
+    let began = Instant::now();
+    let mut page = Vec::new();
+    let mut buffer = [0; 4096];
+    while began.elapsed() < PAGE_TIME && (page.len() as u64) <= PAGE_BYTES {
+        match from.read(&mut buffer) {
+            Ok(count) if count > 0 => page.extend_from_slice(&buffer[..count]),
+            _ => break,
+        }
+    }
+    page
+}
+
+pub(super) fn text(headers: &HeaderMap, name: impl AsHeaderName) -> Option<&str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
@@ -321,7 +345,7 @@ fn parse_range(value: &str) -> Option<Range<u64>> {
 }
 
 /// Scheme, host and port.
-fn origin(url: &str) -> &str {
+pub(super) fn origin(url: &str) -> &str {
     let after = url.find("://").map_or(0, |at| at + 3);
     let end = url[after..].find(['/', '?', '#']).map_or(url.len(), |at| after + at);
     &url[..end]

@@ -82,10 +82,33 @@ fn addresses() {
     assert_eq!(url("/srv/cache"), Ok("file:///srv/cache".to_owned()));
     assert_eq!(url("file:///srv/a%20b"), Ok("file:///srv/a b".to_owned()));
     assert_eq!(url("https://me:secret@h.test/c/"), Ok("https://h.test/c".to_owned()));
-    for bad in ["", "s3://bucket/x", "ftp://h.test/", "http://", "file://host/x", "http://h/?q"] {
+    let bad = ["", "ftp://h.test/", "http://", "file://host/x", "http://h/?q", "s3://", "s3:///x"];
+    for bad in bad {
         assert!(url(bad).is_err(), "{bad}");
     }
-    assert!(url("s3://b/x").expect_err("refused").to_string().contains("s3:// is not supported"));
+    let refused = url("ftp://h.test/").expect_err("refused").to_string();
+    assert!(refused.contains("ftp:// is not supported; file://"), "{refused}");
+}
+
+#[cfg(feature = "s3")]
+#[test]
+fn addresses_of_buckets() {
+    let connections = Connections::new(NetworkSettings::default());
+    let url = |address: &str| connections.open(address).map(|remote| remote.url().to_owned());
+    assert_eq!(url("s3://a.bucket/some/prefix/"), Ok("s3://a.bucket/some/prefix".to_owned()));
+    assert_eq!(url("s3://bucket/"), Ok("s3://bucket".to_owned()));
+    for bad in ["s3://a b", "s3://key:secret@bucket", "s3://b/a//b", "s3://b/..", "s3://b/?x"] {
+        let refused = url(bad).expect_err("refused").to_string();
+        assert!(!refused.contains("secret"), "{refused}");
+    }
+}
+
+#[cfg(not(feature = "s3"))]
+#[test]
+fn buckets_were_left_out() {
+    let connections = Connections::new(NetworkSettings::default());
+    let refused = connections.open("s3://b/x").expect_err("refused").to_string();
+    assert!(refused.contains("s3:// was left out when this srp was compiled"), "{refused}");
 }
 
 #[test]
