@@ -7,6 +7,8 @@
 #![allow(rustdoc::invalid_html_tags)]
 
 mod add;
+mod audit;
+mod audit_text;
 mod building;
 mod cache;
 mod closure;
@@ -28,6 +30,7 @@ mod meter;
 mod options;
 mod page;
 mod progress;
+mod provenance;
 mod realise;
 mod root;
 mod serve;
@@ -83,6 +86,8 @@ fn run(options: options::GlobalOptions, command: &Command) -> CommandResult<u8> 
         Command::Log(arguments) => log::run(context, arguments).map(done),
         Command::Closure(arguments) => closure::run(context, arguments).map(done),
         Command::WhyDepends(arguments) => why_depends::run(context, arguments).map(done),
+        Command::Audit(arguments) => audit::run(context, arguments).map(done),
+        Command::Provenance(arguments) => provenance::run(context, arguments).map(done),
         Command::Shell(arguments) => shell::run(context, arguments),
         Command::Add(arguments) => add::run(context, arguments).map(done),
         Command::Root(command) => root::run(context, command).map(done),
