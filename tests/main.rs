@@ -8,6 +8,7 @@
 mod support;
 
 mod cases {
+    mod audit;
     mod cache;
     mod cache_trouble;
     mod command_line;
@@ -21,6 +22,7 @@ mod cases {
     mod machines;
     mod memory;
     mod neighbours;
+    mod provenance;
     mod realise;
     mod refusals;
     mod serve;
