@@ -91,8 +91,9 @@ fn difference(text: &mut String, audit: &Audit, difference: &Difference) {
     };
     let _ = writeln!(text, "  {sometimes}{verb} when: {when}");
     if !difference.steady_under.is_empty() {
-        let names: Vec<&str> = difference.steady_under.iter().map(|it| it.name()).collect();
-        let _ = writeln!(text, "    steady with: {} varied", names.join("; "));
+        let names: Vec<String> =
+            difference.steady_under.iter().map(|it| described(audit, *it)).collect();
+        let _ = writeln!(text, "    steady when: {}", names.join(", "));
     }
     if let Some(failed) = &difference.failed {
         indented(text, 4, &failed.how);

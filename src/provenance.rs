@@ -43,7 +43,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     let goal = graph.goals[0].1.derivation;
     let provenance = Provenance { graph: &graph, store: store.as_ref() };
     let walked = provenance.walk(goal);
-    let trusted = Trusted::of(walked.iter().filter(|step| !step.again).map(|step| step.derivation));
+    let [seed, sources] = [true, false].map(|seed| Fetched::of(&walked, seed));
     if arguments.json {
         let first = walked.iter().filter(|step| !step.again);
         let derivations = first.map(|step| provenance.as_json(step));
@@ -51,27 +51,19 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
         return terminal::answer_json(&json!({
             "derivation": goal,
             "derivations": derivations,
-            "seed": { "packages": trusted.packages, "size_bytes": trusted.package_bytes },
-            "sources": { "files": trusted.sources, "size_bytes": trusted.source_bytes },
+            "seed": { "packages": seed.files, "size_bytes": seed.size_bytes },
+            "sources": { "files": sources.files, "size_bytes": sources.size_bytes },
         }));
     }
     let mut text = String::new();
     for step in &walked {
         provenance.line(&mut text, step)?;
     }
-    let count = |number: usize, what: &str| match number {
-        1 => format!("1 {what}"),
-        several => format!("{several} {what}s"),
-    };
     let _ = writeln!(
         text,
-        "\nbinary seed, to be trusted: {}, {} ({} bytes)\nsources: {}, {} ({} bytes)",
-        count(trusted.packages, "package"),
-        HumanBytes(trusted.package_bytes),
-        trusted.package_bytes,
-        count(trusted.sources, "file"),
-        HumanBytes(trusted.source_bytes),
-        trusted.source_bytes,
+        "\nbinary seed, to be trusted: {}\nsources: {}",
+        seed.told("package"),
+        sources.told("file")
     );
     terminal::answer(&text)
 }
@@ -174,34 +166,38 @@ fn is_seed(fetch: &Fetch) -> bool {
     fetch.format == Format::Deb
 }
 
-/// How much was fetched.
-#[derive(Default)]
-struct Trusted {
-    packages: usize,
-    package_bytes: u64,
-    sources: usize,
-    source_bytes: u64,
+/// Fetched files of one kind.
+struct Fetched {
+    files: usize,
+    /// All together; none if the definitions don't say it of each.
+    size_bytes: Option<u64>,
 }
 
-impl Trusted {
-    /// Each file counts once, however many derivations unpack parts of it.
-    fn of<'a>(derivations: impl Iterator<Item = &'a Derivation>) -> Trusted {
-        let mut trusted = Trusted::default();
+impl Fetched {
+    /// Those of the seed, or the others. Each counts once, however many derivations unpack parts
+    /// of it.
+    fn of(steps: &[Step<'_>], seed: bool) -> Fetched {
+        let mut fetched = Fetched { files: 0, size_bytes: Some(0) };
         let mut seen = BTreeSet::new();
-        for derivation in derivations {
-            let Action::Fetch(fetch) = &derivation.action else { continue };
-            if !seen.insert(fetch.sha256.to_string()) {
-                continue;
-            }
-            let size_bytes = derivation.advice.size_bytes.unwrap_or(0);
-            if is_seed(fetch) {
-                trusted.packages += 1;
-                trusted.package_bytes += size_bytes;
-            } else {
-                trusted.sources += 1;
-                trusted.source_bytes += size_bytes;
+        for step in steps {
+            let Action::Fetch(fetch) = &step.derivation.action else { continue };
+            if is_seed(fetch) == seed && seen.insert(fetch.sha256.to_string()) {
+                fetched.files += 1;
+                let size_bytes = step.derivation.advice.size_bytes;
+                fetched.size_bytes =
+                    fetched.size_bytes.zip(size_bytes).map(|(sum, bytes)| sum + bytes);
             }
         }
-        trusted
+        fetched
+    }
+
+    fn told(&self, what: &str) -> String {
+        let plural = if self.files == 1 { "" } else { "s" };
+        match self.size_bytes {
+            Some(bytes) => {
+                format!("{} {what}{plural}, {} ({bytes} bytes)", self.files, HumanBytes(bytes))
+            }
+            None => format!("{} {what}{plural}", self.files),
+        }
     }
 }
