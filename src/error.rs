@@ -7,6 +7,7 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::io::Write as _;
 
+use srp_builder::audit::AuditError;
 use srp_builder::{FailureCause, RealiseError};
 use srp_eval::{DefinitionsError, EvalError};
 use srp_store::StoreError;
@@ -28,6 +29,8 @@ pub(crate) enum ExitCode {
     Build = 3,
     /// Something in the store is not what its digest or checksum says.
     Integrity = 4,
+    /// A rebuild in an audit is not what is registered.
+    Differs = 5,
     /// A bug of srp.
     Internal = 70,
     /// A signal ended it.
@@ -42,6 +45,7 @@ Exit codes:
   2    malformed command line
   3    a derivation could not be realised
   4    something in the store is not what its digest says
+  5    an audit found a difference
   70   a bug of srp
   130  interrupted";
 
@@ -318,6 +322,17 @@ pub(crate) fn failure_hints(cause: &FailureCause) -> Vec<String> {
     }
 }
 
+impl From<AuditError> for CommandError {
+    fn from(error: AuditError) -> CommandError {
+        let code = match &error {
+            AuditError::Cancelled => ExitCode::Interrupted,
+            AuditError::NoDerivation { .. } => ExitCode::Internal,
+            AuditError::Failed { .. } => ExitCode::User,
+        };
+        CommandError::chain(code, error)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -344,6 +359,7 @@ mod tests {
             ExitCode::Usage,
             ExitCode::Build,
             ExitCode::Integrity,
+            ExitCode::Differs,
             ExitCode::Internal,
             ExitCode::Interrupted,
         ] {

@@ -7,6 +7,8 @@
 #![allow(rustdoc::invalid_html_tags)]
 
 mod add;
+mod audit;
+mod audit_text;
 mod building;
 mod cache;
 mod closure;
@@ -85,6 +87,7 @@ fn run(options: options::GlobalOptions, command: &Command) -> CommandResult<u8> 
         Command::Log(arguments) => log::run(context, arguments).map(done),
         Command::Closure(arguments) => closure::run(context, arguments).map(done),
         Command::WhyDepends(arguments) => why_depends::run(context, arguments).map(done),
+        Command::Audit(arguments) => audit::run(context, arguments).map(done),
         Command::Provenance(arguments) => provenance::run(context, arguments).map(done),
         Command::Sbom(arguments) => sbom::run(context, arguments).map(done),
         Command::Shell(arguments) => shell::run(context, arguments),

@@ -7,9 +7,9 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use crate::error::EXIT_CODES;
 use crate::style::Color;
 use crate::{
-    add, cache, closure, doctor, export, help, import, instantiate, key, list, log, realise, root,
+    add, audit, cache, closure, doctor, export, help, import, instantiate, key, list, log,
+    provenance, realise, root, sbom, serve, shell, show, source, why_depends,
 };
-use crate::{provenance, sbom, serve, shell, show, source, why_depends};
 
 /// Turns definitions into store objects: pinned sources, built in sandboxes, composed into roots
 #[derive(Debug, Parser)]
@@ -94,6 +94,7 @@ pub(crate) enum Command {
     Log(log::Arguments),
     Closure(closure::Arguments),
     WhyDepends(why_depends::Arguments),
+    Audit(audit::Arguments),
     Provenance(provenance::Arguments),
     Sbom(sbom::Arguments),
     Shell(shell::Arguments),

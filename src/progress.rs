@@ -219,6 +219,9 @@ impl State {
                 let told = !live || activity == Activity::Building;
                 told.then(|| self.finished(task, activity, elapsed, style))
             }
+            Event::Round { task, varied } if !live => {
+                Some(format!("rebuilding {}, {varied}", task.name))
+            }
             Event::Reused { task, .. } if !live => {
                 Some(format!("{} {}", style.done("unchanged"), task.name))
             }
@@ -259,7 +262,7 @@ impl State {
                 self.end(task, Ended::Well)
             }
             Event::Failed { task, .. } => self.end(task, Ended::Badly),
-            Event::Log { .. } => {}
+            Event::Log { .. } | Event::Round { .. } => {}
         }
     }
 
@@ -302,6 +305,7 @@ impl State {
             (Activity::Substituting, "substituting"),
             (Activity::Fetching, "fetching"),
             (Activity::Waiting, "waiting"),
+            (Activity::Auditing, "auditing"),
         ] {
             let count = self.rows.iter().filter(|row| row.activity == activity).count();
             if count > 0 {
@@ -377,6 +381,7 @@ fn doing(activity: Activity) -> &'static str {
         Activity::Building => "building",
         Activity::Composing => "composing",
         Activity::Waiting => "waiting for another srp:",
+        Activity::Auditing => "auditing",
     }
 }
 
@@ -386,6 +391,7 @@ fn done(activity: Activity) -> &'static str {
         Activity::Fetching => "fetched",
         Activity::Building | Activity::Waiting => "built",
         Activity::Composing => "composed",
+        Activity::Auditing => "audited",
     }
 }
 

@@ -8,6 +8,7 @@
 mod support;
 
 mod cases {
+    mod audit;
     mod cache;
     mod cache_trouble;
     mod command_line;

@@ -30,8 +30,14 @@ pub const SANDBOX_PATHS: &[&str] = &["/srp/build", "/srp/out", "/srp/sysroot", "
 /// 1980-01-01: the earliest time that a zip archive can hold.
 const SOURCE_DATE_EPOCH: &str = "315532800";
 
+/// Where a build begins: the directory that it may fill with what it likes.
+pub(crate) const BUILD_PATH: &str = "/srp/build";
+
+/// The outputs of a build, normalised and hashed where they lie.
+pub(crate) type Trees = BTreeMap<OutputName, (PathBuf, Arc<Listing>)>;
+
 /// The composed roots of a build.
-struct Roots {
+pub(crate) struct Roots {
     /// At `/`: tools, and in a native build libs above them.
     root: Composition,
     /// At the sysroot, in a cross build.
@@ -48,43 +54,10 @@ impl Work<'_> {
     ) -> Result<(Made, Option<Scratch>), FailureCause> {
         let roots = self.roots()?;
         let scratch = self.store.scratch()?;
-        let directory = |name: &str| {
-            let path = scratch.path().join(name);
-            // A build sees these modes: they mustn't depend on the caller's umask.
-            fs::create_dir(&path)
-                .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755)))
-                .map_err(|source| FailureCause::Io {
-                    action: format!("create {}", path.display()),
-                    source,
-                })?;
-            Ok::<_, FailureCause>(path)
-        };
-        let (work, out, temporary) = (directory("build")?, directory("out")?, directory("tmp")?);
-        for output in &build.outputs {
-            directory(&format!("out/{output}"))?;
-        }
-        let jobserver =
-            self.broker.register(scratch.path()).map_err(|source| FailureCause::Io {
-                action: "create a job server".to_owned(),
-                source: std::io::Error::other(source),
-            })?;
-        let plan = self.sandbox_plan(build, &roots, scratch.path(), jobserver.path())?;
-
         let log = self.store.log_path(&self.resolved);
-        let mut log = Log::create(&log, self)?;
-        let killed_before = out_of_memory_kills();
-        let outcome = self.launcher.run(&plan, &mut log, self.cancel);
-        drop(jobserver);
-        log.finish()?;
-        let outcome = outcome?;
-        free();
-        check_outcome(&outcome, out_of_memory_kills().saturating_sub(killed_before))?;
-        // What the builder left beside its outputs is no longer needed, and may be large.
-        for path in [&work, &temporary] {
-            srp_store::remove_tree(path)?;
-        }
-
-        let mut made = self.register(build, &roots, &out)?;
+        let outcome = self.execute(build, &roots, &scratch, &log, &|_| {}, free)?;
+        let trees = self.take(build, &scratch)?;
+        let mut made = self.register(build, &roots, trees)?;
         made.route = Route {
             runner: self.runner_name()?,
             limits_by: match outcome.isolation.limits_by {
@@ -98,7 +71,58 @@ impl Work<'_> {
         Ok((made, Some(scratch)))
     }
 
-    fn roots(&self) -> Result<Roots, FailureCause> {
+    /// Runs the builder in its sandbox, which `vary` may change before. It has written to the
+    /// scratch directory's `out` when this returns; a builder that failed is an error. `free` is
+    /// called when only the disk is still busy.
+    pub(crate) fn execute(
+        &self,
+        build: &Build,
+        roots: &Roots,
+        scratch: &Scratch,
+        log: &Path,
+        vary: &dyn Fn(&mut SandboxPlan),
+        free: &dyn Fn(),
+    ) -> Result<Outcome, FailureCause> {
+        let directory = |name: &str| {
+            let path = scratch.path().join(name);
+            // A build sees these modes: they mustn't depend on the caller's umask.
+            fs::create_dir(&path)
+                .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755)))
+                .map_err(|source| FailureCause::Io {
+                    action: format!("create {}", path.display()),
+                    source,
+                })?;
+            Ok::<_, FailureCause>(path)
+        };
+        let written = [directory("build")?, directory("tmp")?];
+        directory("out")?;
+        for output in &build.outputs {
+            directory(&format!("out/{output}"))?;
+        }
+        let jobserver =
+            self.broker.register(scratch.path()).map_err(|source| FailureCause::Io {
+                action: "create a job server".to_owned(),
+                source: std::io::Error::other(source),
+            })?;
+        let mut plan = self.sandbox_plan(build, roots, scratch.path(), jobserver.path())?;
+        vary(&mut plan);
+
+        let mut log = Log::create(log, self)?;
+        let killed_before = out_of_memory_kills();
+        let outcome = self.launcher.run(&plan, &mut log, self.cancel);
+        drop(jobserver);
+        log.finish()?;
+        let outcome = outcome?;
+        free();
+        check_outcome(&outcome, out_of_memory_kills().saturating_sub(killed_before))?;
+        // What the builder left beside its outputs is no longer needed, and may be large.
+        for path in written {
+            srp_store::remove_tree(&path)?;
+        }
+        Ok(outcome)
+    }
+
+    pub(crate) fn roots(&self) -> Result<Roots, FailureCause> {
         let closure = |role| self.store.closure_ids(&self.role(role), ReferenceKind::ALL);
         let (tools, libs) = (closure(Role::Tools)?, closure(Role::Libs)?);
         let sets = (tools.iter().copied().collect(), libs.iter().copied().collect());
@@ -127,7 +151,7 @@ impl Work<'_> {
             plan.sysroot = self.store.layers(sysroot)?;
         }
         plan.skeleton = skeleton(&roots.root);
-        plan.cwd = "/srp/build".to_owned();
+        plan.cwd = BUILD_PATH.to_owned();
         let bind = |source: &Path, target: &str, writable, directory| Bind {
             source: source.to_owned(),
             target: target.to_owned(),
@@ -135,7 +159,7 @@ impl Work<'_> {
             directory,
         };
         plan.binds = vec![
-            bind(&scratch.join("build"), "/srp/build", true, true),
+            bind(&scratch.join("build"), BUILD_PATH, true, true),
             bind(&scratch.join("out"), "/srp/out", true, true),
             // On disk: a linker's temporary files can be larger than memory.
             bind(&scratch.join("tmp"), "/tmp", true, true),
@@ -197,11 +221,11 @@ impl Work<'_> {
         })
     }
 
-    /// Normalises, examines and hashes what the builder wrote.
-    fn register(&self, build: &Build, roots: &Roots, out: &Path) -> Result<Made, FailureCause> {
-        let mut listings = BTreeMap::new();
+    /// Normalises and hashes what the builder wrote.
+    pub(crate) fn take(&self, build: &Build, scratch: &Scratch) -> Result<Trees, FailureCause> {
+        let mut listings = Trees::new();
         for output in &build.outputs {
-            let tree = out.join(output.as_str());
+            let tree = scratch.path().join("out").join(output.as_str());
             // Permissions are declared for the output `out`.
             let permissions = (*output == OutputName::out()).then_some(&build.permissions);
             let rules = Rules { permissions, drop_shared: true };
@@ -216,6 +240,16 @@ impl Work<'_> {
             }
             listings.insert(output.clone(), (tree, Arc::new(listing)));
         }
+        Ok(listings)
+    }
+
+    /// Examines outputs, and makes objects of them.
+    fn register(
+        &self,
+        build: &Build,
+        roots: &Roots,
+        mut listings: Trees,
+    ) -> Result<Made, FailureCause> {
         if build.allow_sandbox_paths.is_none() {
             let mut occurrences = Vec::new();
             for (tree, _) in listings.values() {
@@ -267,7 +301,7 @@ impl Work<'_> {
         &self,
         build: &Build,
         roots: &Roots,
-        listings: &BTreeMap<OutputName, (PathBuf, Arc<Listing>)>,
+        listings: &Trees,
     ) -> Result<BTreeMap<OutputName, Found>, FailureCause> {
         let own = Outputs::new(listings);
         let target = roots.sysroot.as_ref().unwrap_or(&roots.root);
@@ -322,10 +356,10 @@ fn list(names: &[OutputName]) -> String {
     names.iter().map(OutputName::as_str).collect::<Vec<_>>().join(", ")
 }
 
-/// The environment of a build, the same on every machine but for the number of cores.
-fn environment(build: &Build, cores: u64) -> BTreeMap<String, String> {
-    let mut environment: BTreeMap<String, String> = [
-        ("HOME", "/srp/build"),
+/// What every derivation finds in its environment, unless it says otherwise.
+pub(crate) fn environment_of_every_build() -> impl Iterator<Item = (&'static str, &'static str)> {
+    [
+        ("HOME", BUILD_PATH),
         ("LANG", "C.UTF-8"),
         ("LC_ALL", "C.UTF-8"),
         ("PATH", "/usr/bin:/usr/sbin"),
@@ -336,8 +370,14 @@ fn environment(build: &Build, cores: u64) -> BTreeMap<String, String> {
         ("TZ", "UTC"),
         ("USER", "build"),
     ]
-    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    .into();
+    .into_iter()
+}
+
+/// The environment of a build, the same on every machine but for the number of cores.
+fn environment(build: &Build, cores: u64) -> BTreeMap<String, String> {
+    let mut environment: BTreeMap<String, String> = environment_of_every_build()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
     environment.insert("SRP_CORES".to_owned(), cores.to_string());
     let flags = format!("-j{cores} --jobserver-auth=fifo:/srp/jobserver");
     environment.insert("MAKEFLAGS".to_owned(), flags);

@@ -49,6 +49,13 @@ pub enum Event<'a> {
         /// Whole lines or not, as they came.
         bytes: &'a [u8],
     },
+    /// A rebuild of an audit began.
+    Round {
+        /// Of which derivation.
+        task: Task<'a>,
+        /// What is varied, in words.
+        varied: &'a str,
+    },
     /// Work on a derivation ended well.
     Finished {
         /// Which.
@@ -98,4 +105,6 @@ pub enum Activity {
     Substituting,
     /// Another srp process builds it; this one waits for the result.
     Waiting,
+    /// What is there is rebuilt and compared.
+    Auditing,
 }

@@ -1,8 +1,9 @@
-//! Builds derivations: plan, scheduler, sandbox, runners, fetchers, logs.
+//! Builds derivations: plan, scheduler, sandbox, runners, fetchers, logs, audits.
 //!
 //! The way in is [`Builder`]. This crate knows nothing of definitions, terminals or the
 //! environment: what it is to do comes as plain values.
 
+pub mod audit;
 pub mod cancel;
 mod event;
 pub mod fetch;

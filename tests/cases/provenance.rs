@@ -65,7 +65,10 @@ fn provenance_leads_from_the_result_to_the_seed() {
     assert_eq!(made["objects"]["out"], object.file_name().unwrap().to_str().unwrap());
     // What is itself asked for is no binary.
     let source = json(&place, &["provenance", "t.x.source", "--json"]);
-    assert_eq!((&source["seed"]["packages"], &source["sources"]["packages"]), (&0.into(), &1.into()));
+    assert_eq!(
+        (&source["seed"]["packages"], &source["sources"]["packages"]),
+        (&0.into(), &1.into())
+    );
 }
 
 #[test]

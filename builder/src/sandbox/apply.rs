@@ -64,6 +64,7 @@ pub(super) mod staging {
     pub(in super::super) const DEV: &str = "dev";
     pub(in super::super) const SHM: &str = "shm";
     pub(in super::super) const TMP: &str = "tmp";
+    pub(in super::super) const MEMORY: &str = "memory";
     pub(in super::super) const EMULATORS: &str = "run";
     pub(in super::super) const NOTHING: &str = "nothing";
     pub(in super::super) const NO_ENTRIES: &str = "no-entries";
@@ -160,6 +161,7 @@ impl<'a> Setup<'a> {
                 let attributes = MountAttributes { no_devices: true, ..Default::default() };
                 self.attach_staged(staging::TMP, "/tmp", &attributes)
             }
+            Step::Memory { target } => self.mount_memory(target),
             Step::Bind { source, target } => {
                 let mount = self.take_source(*source)?;
                 self.attach(mount.as_fd(), target)
@@ -175,7 +177,9 @@ impl<'a> Setup<'a> {
             Step::RegisterHandler { source, handler } => self.register(*source, *handler),
             Step::EnterRoot => self.enter_root(),
             Step::BecomeUser { uid, gid } => self.become_user(*uid, *gid),
-            Step::ProcessLimits { processes } => identity::process_limits(*processes),
+            Step::ProcessLimits { processes, attributes } => {
+                identity::process_limits(*processes, attributes)
+            }
             Step::DropPrivileges { keep_file_override } => {
                 let keep = keep_file_override.then_some(sys::CAP_DAC_OVERRIDE);
                 sys::drop_capabilities(keep).during(|| "drop capabilities".to_owned())?;
@@ -293,6 +297,14 @@ impl<'a> Setup<'a> {
         let place = openat(self.staging(), to, flags, Mode::empty())
             .during(|| format!("open the place of {from}"))?;
         sys::attach_mount(mount.as_fd(), place.as_fd()).during(|| format!("attach {from}"))
+    }
+
+    /// A directory of the staging file system, alone, at a path of the root.
+    fn mount_memory(&self, target: &str) -> Done {
+        let name = format!("{}{}", staging::MEMORY, target.replace('/', "-"));
+        self.directory(&name, 0o755)?;
+        let attributes = MountAttributes { no_devices: true, ..Default::default() };
+        self.attach_staged(&name, target, &attributes)
     }
 
     fn enter_root(&mut self) -> Done {

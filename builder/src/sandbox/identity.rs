@@ -4,12 +4,15 @@
 
 use std::os::fd::AsFd;
 
-use nix::sched::{CloneFlags, unshare};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare};
+use nix::sys::personality::{self, Persona};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Uid, setresgid, setresuid};
+use nix::unistd::{Gid, Pid, Uid, setresgid, setresuid};
 
 use super::apply::{Done, Setup, While, write_file};
+use super::plan::Attributes;
 
 /// The same number of open files everywhere: what every kernel grants by default.
 const OPEN_FILES: u64 = 4096;
@@ -55,10 +58,15 @@ fn die_with_the_launcher() -> Done {
         .during(|| "ask for a signal when the launcher dies".to_owned())
 }
 
-pub(super) fn process_limits(processes: Option<u64>) -> Done {
-    umask(Mode::from_bits_truncate(0o022));
-    nix::sys::personality::set(nix::sys::personality::Persona::empty())
-        .during(|| "reset the personality".to_owned())?;
+pub(super) fn process_limits(processes: Option<u64>, attributes: &Attributes) -> Done {
+    umask(Mode::from_bits_truncate(attributes.umask));
+    let mut persona = Persona::empty();
+    persona.set(Persona::ADDR_NO_RANDOMIZE, !attributes.random_addresses);
+    persona.set(Persona::UNAME26, attributes.old_kernel);
+    personality::set(persona).during(|| "set the personality".to_owned())?;
+    if let Some(most) = attributes.processors {
+        keep_processors(most).during(|| format!("keep to {most} processors"))?;
+    }
     let unlimited = [
         Resource::RLIMIT_AS,
         Resource::RLIMIT_CPU,
@@ -93,6 +101,18 @@ pub(super) fn process_limits(processes: Option<u64>) -> Done {
             .during(|| format!("set {resource:?} to {ceiling}"))?;
     }
     Ok(())
+}
+
+/// Restricts this process and its descendants to the first `most` of the processors that it has.
+fn keep_processors(most: usize) -> Result<(), Errno> {
+    let this = Pid::from_raw(0);
+    let all = sched_getaffinity(this)?;
+    let has = |number: &usize| all.is_set(*number).unwrap_or(false);
+    let mut kept = CpuSet::new();
+    for number in (0..CpuSet::count()).filter(has).take(most) {
+        kept.set(number)?;
+    }
+    sched_setaffinity(this, &kept)
 }
 
 /// Sets a soft limit to `value`, or as near as the hard limit allows.

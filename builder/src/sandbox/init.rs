@@ -5,18 +5,23 @@
 //! from outside, where the build can't reach.
 
 use std::ffi::CString;
+use std::io::IsTerminal;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::sys::personality::{self, Persona};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::stat::Mode;
-use nix::unistd::{chdir, execve, getpid, setsid};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{Pid, chdir, execve, getpid, setsid};
 
 use super::apply::Setup;
+use super::clock::{self, Clock};
+use super::outcome::Observation;
 use super::plan::{SandboxPlan, Stdio};
 use super::sys::{self, Cloned};
 use super::wire::{Failure, Report, tell};
@@ -74,27 +79,53 @@ fn prepare_and_start(
     ended.add(Signal::SIGCHLD);
     let ended = SignalFd::with_flags(&ended, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(|e| starting("watch for its end", e))?;
+    let ahead = plan.attributes.clock_ahead_seconds;
+    let questions = ahead.map(|_| sys::socket_pair()).transpose();
+    let questions = questions.map_err(|e| starting("make a socket pair", e))?;
     let command = match sys::clone_process(0, false).map_err(|e| starting("fork", e))? {
         Cloned::Child => {
-            let failure = execute(plan, stdio);
+            let failure = execute(plan, stdio, report, questions.as_ref().map(|(_, it)| it));
             let _ = tell(report, &Report::NotExecuted(failure), &[]);
             sys::exit_now(127);
         }
         Cloned::Parent { pid, .. } => pid,
     };
     drop(stdio);
+    let mut clock = match (ahead, questions) {
+        (Some(ahead), Some((questions, theirs))) => {
+            drop(theirs);
+            let mut byte = [0];
+            let received = sys::receive(questions.as_fd(), &mut byte);
+            let received = received.map_err(|e| starting("take over its clocks", e))?;
+            // Nothing: it could not be started, and is about to say why.
+            let listener = received.and_then(|(_, fds)| fds.into_iter().next());
+            listener.map(|listener| Clock::new(i64::from(ahead), listener))
+        }
+        _ => None,
+    };
+    let clocks = |e| starting("change its clocks", e);
     loop {
         while let Ok(Some(waited)) = sys::wait_for(None, false) {
+            if libc::WIFSTOPPED(waited.status) {
+                if let Some(clock) = &mut clock {
+                    clock.stopped(waited.pid, waited.status).map_err(clocks)?;
+                }
+                continue;
+            }
+            if let Some(clock) = &mut clock {
+                clock.ended(waited.pid);
+            }
             if waited.pid == command {
                 let others = if waited.status == 0 { 0 } else { other_processes() };
                 let _ = tell(report, &Report::Ended { status: waited.status, others }, &[]);
                 sys::exit_now(0);
             }
         }
-        let mut events = [
+        let mut events = vec![
             PollFd::new(report.as_fd(), PollFlags::POLLIN),
             PollFd::new(ended.as_fd(), PollFlags::POLLIN),
         ];
+        events.extend(clock.iter().map(|it| PollFd::new(it.descriptor(), PollFlags::POLLIN)));
         match poll(&mut events, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => sys::exit_now(1),
@@ -102,6 +133,12 @@ fn prepare_and_start(
         // srp never writes to this socket: anything here is its end.
         if events[0].any().unwrap_or(true) {
             sys::exit_now(1);
+        }
+        let asked = events.get(2).and_then(PollFd::revents).unwrap_or(PollFlags::empty());
+        if asked.contains(PollFlags::POLLIN)
+            && let Some(clock) = &clock
+        {
+            clock.answer().map_err(clocks)?;
         }
         let _ = ended.read_signal();
     }
@@ -115,10 +152,15 @@ fn other_processes() -> u64 {
 }
 
 /// Becomes the command; returns only what prevented it.
-fn execute(plan: &SandboxPlan, stdio: [OwnedFd; 3]) -> Failure {
+fn execute(
+    plan: &SandboxPlan,
+    stdio: [OwnedFd; 3],
+    report: &OwnedFd,
+    questions: Option<&OwnedFd>,
+) -> Failure {
     let program = plan.command.first().map_or("", String::as_str);
     let step = format!("start {program}");
-    match become_command(plan, program, stdio) {
+    match become_command(plan, program, stdio, report, questions) {
         Ok(never) => match never {},
         Err((action, errno)) => Failure::new(step, action, errno),
     }
@@ -128,10 +170,15 @@ fn become_command(
     plan: &SandboxPlan,
     program: &str,
     stdio: [OwnedFd; 3],
+    report: &OwnedFd,
+    questions: Option<&OwnedFd>,
 ) -> Result<Never, (String, Errno)> {
     let during = |action: &'static str| move |errno| (action.to_owned(), errno);
-    if plan.stdio == Stdio::Log {
+    if plan.stdio != Stdio::Inherit {
         setsid().map_err(during("start a session"))?;
+    }
+    if plan.stdio == Stdio::Terminal {
+        sys::control_terminal(stdio[0].as_fd()).map_err(during("take its terminal"))?;
     }
     chdir(plan.cwd.as_str()).map_err(|errno| (format!("enter {}", plan.cwd), errno))?;
     let empty;
@@ -143,6 +190,16 @@ fn become_command(
     }
     install_stdio([input, stdio[1].as_fd(), stdio[2].as_fd()])
         .map_err(during("install standard input and output"))?;
+    if let Some(questions) = questions {
+        let listener = clock::give_up(&plan.abis, plan.debuggers)
+            .map_err(during("leave its clocks to init"))?;
+        sys::send(questions.as_fd(), &[1], &[listener.as_fd()])
+            .map_err(during("leave its clocks to init"))?;
+    }
+    if plan.observe {
+        let seen = observe().map_err(during("look around"))?;
+        tell(report, &Report::Observed(Box::new(seen)), &[]).map_err(during("report to srp"))?;
+    }
     sys::close_on_exec_from(3).map_err(during("close other descriptors"))?;
     sys::reset_signals().map_err(during("reset signals"))?;
     let invalid = |_| ("pass its arguments".to_owned(), Errno::EINVAL);
@@ -169,6 +226,29 @@ fn become_command(
         }
     }
     Err(("execute it".to_owned(), last))
+}
+
+/// What this process sees; all of it passes on to the program that it becomes.
+fn observe() -> Result<Observation, Errno> {
+    let text = |text: &std::ffi::OsStr| text.to_string_lossy().into_owned();
+    let mask = umask(Mode::empty());
+    umask(mask);
+    let allowed = sched_getaffinity(Pid::from_raw(0))?;
+    let may_use = |number: &usize| allowed.is_set(*number).unwrap_or(false);
+    let [input, output] = [std::io::stdin().is_terminal(), std::io::stdout().is_terminal()];
+    Ok(Observation {
+        hostname: text(&nix::unistd::gethostname()?),
+        cwd: text(nix::unistd::getcwd()?.as_os_str()),
+        uid: nix::unistd::getuid().as_raw(),
+        gid: nix::unistd::getgid().as_raw(),
+        umask: mask.bits(),
+        processors: (0..CpuSet::count()).filter(may_use).count(),
+        terminal: input && output,
+        random_addresses: !personality::get()?.contains(Persona::ADDR_NO_RANDOMIZE),
+        kernel_release: text(nix::sys::utsname::uname()?.release()),
+        file_system: nix::sys::statfs::statfs(".")?.filesystem_type().0 as i64,
+        seconds: sys::real_time()?.0,
+    })
 }
 
 /// Where a program may be: itself, or, without a slash, in the directories of the plan's PATH.

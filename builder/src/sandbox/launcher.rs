@@ -14,8 +14,10 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::pty::openpty;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
+use nix::sys::socket::{Shutdown, shutdown};
+use nix::sys::termios::{LocalFlags, OutputFlags, SetArg, tcgetattr, tcsetattr};
 use nix::unistd::pipe2;
 use serde::Serialize;
 
@@ -26,6 +28,7 @@ use super::error::SandboxError;
 use super::outcome::Outcome;
 use super::plan::{SandboxPlan, Stdio};
 use super::supervise::{Supervision, supervise};
+use super::sys;
 use super::wire::{Job, Request, tell};
 use super::zygote::{ARGUMENT, SLOTS};
 
@@ -52,7 +55,7 @@ impl Launcher {
         }
     }
 
-    /// Runs one sandbox to its end. With [`Stdio::Log`], what it prints goes to `log`.
+    /// Runs one sandbox to its end. Unless it has the caller's streams, what it prints goes to `log`.
     ///
     /// When this returns, no process of the sandbox exists any more, except after
     /// [`SandboxError::Unkillable`].
@@ -203,11 +206,35 @@ fn standard_streams(stdio: Stdio) -> Result<(Option<OwnedFd>, [OwnedFd; 3]), San
             let errors = duplicate(write.as_fd()).map_err(system(copy))?;
             Ok((Some(read), [input, write, errors]))
         }
+        Stdio::Terminal => {
+            let (ours, theirs) = terminal()
+                .map_err(|source| SandboxError::System { action: "make a terminal", source })?;
+            let output = duplicate(theirs.as_fd()).map_err(system(copy))?;
+            let errors = duplicate(theirs.as_fd()).map_err(system(copy))?;
+            Ok((Some(ours), [theirs, output, errors]))
+        }
     }
 }
 
+/// A terminal that passes on what is printed as it is, shows nothing that is typed, and whose
+/// input is at its end, again and again: who asks gets no answer instead of waiting for one.
+fn terminal() -> Result<(OwnedFd, OwnedFd), Errno> {
+    const END_OF_INPUT: [u8; 256] = [4; 256];
+    let pair = openpty(None, None)?;
+    let mut modes = tcgetattr(&pair.slave)?;
+    modes.local_flags.remove(LocalFlags::ECHO | LocalFlags::ECHOCTL);
+    modes.output_flags.remove(OutputFlags::OPOST);
+    tcsetattr(&pair.slave, SetArg::TCSANOW, &modes)?;
+    for fd in [&pair.master, &pair.slave] {
+        fcntl(fd, FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))?;
+    }
+    fcntl(&pair.master, FcntlArg::F_SETFL(OFlag::O_NONBLOCK | OFlag::O_RDWR))?;
+    nix::unistd::write(&pair.master, &END_OF_INPUT)?;
+    Ok((pair.master, pair.slave))
+}
+
 fn socket_pair() -> Result<(OwnedFd, OwnedFd), SandboxError> {
-    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+    sys::socket_pair()
         .map_err(|source| SandboxError::System { action: "make a socket pair", source })
 }
 

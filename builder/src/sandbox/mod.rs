@@ -6,7 +6,7 @@
 //!
 //! - srp (`launcher`, `supervise`, `watch`, `cgroup`): threads, logs, limits. Trusted.
 //! - the launcher process (`zygote`): srp executed once more with one thread; clones sandboxes.
-//! - the sandbox's init (`apply`, `inside`, `identity`, `init`): namespaces, mounts, filter; then process 1. The build
+//! - the sandbox's init (`apply`, `inside`, `identity`, `init`, `clock`): namespaces, mounts, filter; then process 1. The build
 //!   can neither trace nor signal it, and it decides nothing that a limit depends on.
 //! - the command.
 //!
@@ -17,6 +17,7 @@ mod apply;
 mod binfmt;
 mod bpf;
 mod cgroup;
+mod clock;
 mod error;
 mod features;
 mod identity;
@@ -39,8 +40,8 @@ pub(crate) use cgroup::out_of_memory_kills;
 pub use error::SandboxError;
 pub use features::{Feature, features};
 pub use launcher::Launcher;
-pub use outcome::{Isolation, Limit, LimitsBy, Outcome, Status};
-pub use plan::{Bind, Limits, PlanError, RootMode, SandboxPlan, SkeletonEntry, Stdio};
+pub use outcome::{Isolation, Limit, LimitsBy, Observation, Outcome, Status};
+pub use plan::{Attributes, Bind, Limits, PlanError, RootMode, SandboxPlan, SkeletonEntry, Stdio};
 pub use seccomp::Abi;
 pub use steps::Step;
 pub use zygote::{FIRST_SANDBOX_UID, launcher_main};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// What became of a sandbox whose command was started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
     /// How the command ended.
     pub status: Status,
@@ -20,6 +20,36 @@ pub struct Outcome {
     pub log_bytes: u64,
     /// What enforced the isolation.
     pub isolation: Isolation,
+    /// What the command saw when it began, if the plan asked for that.
+    pub observation: Option<Observation>,
+}
+
+/// What the process that became the command saw around it, just before: proof that what a plan
+/// varies took effect. Of what isn't here (the environment) the kernel passes on what it is given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observation {
+    /// The host's name.
+    pub hostname: String,
+    /// The working directory.
+    pub cwd: String,
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// The file mode creation mask.
+    pub umask: u32,
+    /// How many processors it may use.
+    pub processors: usize,
+    /// Whether standard input and output are a terminal.
+    pub terminal: bool,
+    /// Whether address spaces are laid out at random.
+    pub random_addresses: bool,
+    /// The kernel's release, as `uname` says it.
+    pub kernel_release: String,
+    /// The type of the working directory's file system, as `statfs` numbers it.
+    pub file_system: i64,
+    /// The time of day, in seconds since 1970.
+    pub seconds: i64,
 }
 
 /// How a command ended.

@@ -48,6 +48,13 @@ pub struct SandboxPlan {
     pub limits: Limits,
     /// Where input comes from and output goes.
     pub stdio: Stdio,
+    /// Empty, writable directories in memory, gone afterwards.
+    pub memory: Vec<String>,
+    /// What processes begin with that isn't the same in every sandbox.
+    pub attributes: Attributes,
+    /// Whether the process that becomes the command looks around first
+    /// ([`Observation`](super::Observation)).
+    pub observe: bool,
 }
 
 impl SandboxPlan {
@@ -71,6 +78,9 @@ impl SandboxPlan {
             debuggers: false,
             limits: Limits::default(),
             stdio: Stdio::Log,
+            memory: Vec::new(),
+            attributes: Attributes::default(),
+            observe: false,
         }
     }
 
@@ -105,13 +115,13 @@ impl SandboxPlan {
             }
         }
         let mut targets = BTreeSet::new();
-        for bind in &self.binds {
-            check_inside_path(&bind.target)?;
-            if ["/proc", "/dev"].iter().any(|own| is_beneath(&bind.target, own)) {
-                return Err(PlanError::Reserved { path: bind.target.clone() });
+        for target in self.binds.iter().map(|bind| &bind.target).chain(&self.memory) {
+            check_inside_path(target)?;
+            if ["/proc", "/dev"].iter().any(|own| is_beneath(target, own)) {
+                return Err(PlanError::Reserved { path: target.clone() });
             }
-            if bind.target == "/" || !targets.insert(&bind.target) {
-                return Err(PlanError::Twice { path: bind.target.clone() });
+            if target == "/" || !targets.insert(target) {
+                return Err(PlanError::Twice { path: target.clone() });
             }
         }
         match self.binfmt.iter().find(|handler| !handler.is_valid()) {
@@ -212,6 +222,35 @@ pub enum Stdio {
     Log,
     /// The caller's standard input, output and error, its session and its terminal.
     Inherit,
+    /// As `Log`, but all three are a terminal of the sandbox's own, whose input is at its end.
+    Terminal,
+}
+
+/// What processes begin with. Builds have the default; an audit's rebuilds have others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attributes {
+    /// The file mode creation mask.
+    pub umask: u32,
+    /// Of the processors that srp may use, the sandbox may use so many; `None`: all.
+    pub processors: Option<usize>,
+    /// Whether address spaces are laid out at random.
+    pub random_addresses: bool,
+    /// Whether `uname` calls the kernel a 2.6, as it does for programs that can't bear another.
+    pub old_kernel: bool,
+    /// How far the time of day is ahead, for programs of this machine's own ABI.
+    pub clock_ahead_seconds: Option<u32>,
+}
+
+impl Default for Attributes {
+    fn default() -> Self {
+        Attributes {
+            umask: 0o022,
+            processors: None,
+            random_addresses: true,
+            old_kernel: false,
+            clock_ahead_seconds: None,
+        }
+    }
 }
 
 /// What a sandbox may use; `None` is unlimited.

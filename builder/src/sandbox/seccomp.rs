@@ -36,7 +36,7 @@ impl Abi {
     }
 
     /// The number by which seccomp names the ABI (`AUDIT_ARCH_*`).
-    fn architecture(self) -> u32 {
+    pub(super) fn architecture(self) -> u32 {
         match self {
             Abi::X86_64 => 0xC000_003E,
             Abi::I386 => 0x4000_0003,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use super::plan::{RootMode, SandboxPlan, SkeletonEntry, Stdio, is_beneath};
+use super::plan::{Attributes, RootMode, SandboxPlan, SkeletonEntry, Stdio, is_beneath};
 use super::seccomp::Abi;
 
 /// One step of the set-up. Sources are counted as [`SandboxPlan`] lists them: layers, sysroot,
@@ -57,6 +57,11 @@ pub enum Step {
     },
     /// Mounts an empty `/tmp` in memory.
     ScratchTmp,
+    /// Mounts another empty directory in memory.
+    Memory {
+        /// Path inside.
+        target: String,
+    },
     /// Attaches a source.
     Bind {
         /// Number of the source.
@@ -104,10 +109,12 @@ pub enum Step {
         /// Group id inside.
         gid: u32,
     },
-    /// Sets umask, personality and resource limits, the same everywhere.
+    /// Sets umask, personality, processors and resource limits.
     ProcessLimits {
         /// Ceiling for processes, above the limit that ends the sandbox.
         processes: Option<u64>,
+        /// What the plan says of the rest.
+        attributes: Attributes,
     },
     /// Gives up every capability, for good, and hides init from tracing.
     DropPrivileges {
@@ -147,6 +154,7 @@ impl SandboxPlan {
         if self.has_scratch_tmp() {
             steps.push(Step::ScratchTmp);
         }
+        steps.extend(self.memory.iter().map(|target| Step::Memory { target: target.clone() }));
         steps.extend(
             self.binds.iter().enumerate().map(|(n, bind)| Step::Bind {
                 source: first_bind + n,
@@ -170,9 +178,13 @@ impl SandboxPlan {
         steps.extend([
             Step::EnterRoot,
             Step::BecomeUser { uid: self.uid, gid: self.gid },
-            Step::ProcessLimits { processes },
+            Step::ProcessLimits { processes, attributes: self.attributes.clone() },
             Step::DropPrivileges { keep_file_override: self.root == RootMode::Ephemeral },
-            Step::Filter { abis: self.abis.clone(), debuggers: self.debuggers },
+            Step::Filter {
+                abis: self.abis.clone(),
+                // Init changes programs' clocks by tracing them; they get a stricter filter then.
+                debuggers: self.debuggers || self.attributes.clock_ahead_seconds.is_some(),
+            },
         ]);
         steps
     }
@@ -207,6 +219,9 @@ impl SandboxPlan {
                 true => directory(&path),
                 false => SkeletonEntry::File { path, mode: 0o644, content: String::new() },
             });
+        }
+        for path in &self.memory {
+            entries.entry(path.clone()).or_insert_with(|| directory(path));
         }
         let mut parents: Vec<String> = Vec::new();
         for path in entries.keys() {
@@ -267,6 +282,7 @@ impl fmt::Display for Step {
                 write!(f, "compose {SYSROOT} of {layers} layers")
             }
             Step::ScratchTmp => f.write_str("mount an empty /tmp"),
+            Step::Memory { target } => write!(f, "mount an empty {target}"),
             Step::Bind { target, .. } => write!(f, "bind {target}"),
             Step::Devices { terminals: true } => f.write_str("make /dev with terminals"),
             Step::Devices { terminals: false } => f.write_str("make /dev"),
@@ -357,6 +373,7 @@ mod tests {
             ]
         );
         assert!(plan.steps().contains(&Step::RegisterHandler { source: 5, handler: 0 }));
-        assert!(plan.steps().contains(&Step::ProcessLimits { processes: Some(164) }));
+        let attributes = Attributes::default();
+        assert!(plan.steps().contains(&Step::ProcessLimits { processes: Some(164), attributes }));
     }
 }

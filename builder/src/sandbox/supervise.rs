@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 
 use super::cgroup::Cgroup;
 use super::error::SandboxError;
-use super::outcome::{Isolation, Limit, LimitsBy, Outcome, Status};
+use super::outcome::{Isolation, Limit, LimitsBy, Observation, Outcome, Status};
 use super::plan::Limits;
 use super::sys;
 use super::watch::{Usage, Watch};
@@ -64,6 +64,7 @@ struct State<'a> {
     isolation: Isolation,
     /// The command's own end, from init.
     ended: Option<i32>,
+    observation: Option<Observation>,
     reaped: Option<Reaped>,
     /// Why the sandbox was or will be killed, and since when.
     doomed: Option<(Doom, Instant)>,
@@ -105,6 +106,7 @@ impl<'a> State<'a> {
             watch: None,
             isolation: Isolation { limits_by, idmapped: false, own_binfmt: false },
             ended: None,
+            observation: None,
             reaped: None,
             doomed: None,
             failure: None,
@@ -260,6 +262,7 @@ impl<'a> State<'a> {
                 self.reaped = Some(Reaped { status, cpu, largest_process_bytes });
                 return Ok(true);
             }
+            Report::Observed(observation) => self.observation = Some(*observation),
             Report::Probed(_) => {}
         }
         Ok(false)
@@ -276,6 +279,11 @@ impl<'a> State<'a> {
                 }
                 Ok(length) => self.take_log(length, log),
                 Err(Errno::EINTR) => {}
+                // A terminal ends like this when nobody has it open any more.
+                Err(Errno::EIO) => {
+                    self.log_open = false;
+                    return;
+                }
                 Err(_) => return, // EAGAIN: empty
             }
         }
@@ -379,6 +387,7 @@ impl<'a> State<'a> {
             wall: self.start.elapsed(),
             log_bytes: self.log_bytes,
             isolation: self.isolation,
+            observation: self.observation,
         })
     }
 }

@@ -329,26 +329,137 @@ fn set_capabilities(own: u64, inheritable: u64) -> Result<()> {
 
 /// Installs a seccomp filter for this process and all that it starts. `no_new_privs` must be set.
 pub(super) fn install_filter(program: &[Instruction]) -> Result<()> {
+    // SPEC_ALLOW: before Linux 5.16 a filter silently switched on speculation mitigations that
+    // slow every compiler down and that the same program outside a sandbox doesn't get.
+    with_filter(program, |program| {
+        // SAFETY: `program` points at its instructions, both alive during the call.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+                &raw const *program,
+            )
+        };
+        Errno::result(result).map(drop)
+    })
+}
+
+/// Calls with a program as the kernel takes it.
+fn with_filter<T>(
+    program: &[Instruction],
+    install: impl FnOnce(&libc::sock_fprog) -> Result<T>,
+) -> Result<T> {
     let filter: Vec<libc::sock_filter> = program
         .iter()
         .map(|i| libc::sock_filter { code: i.code, jt: i.jump_true, jf: i.jump_false, k: i.value })
         .collect();
-    let program = libc::sock_fprog {
+    install(&libc::sock_fprog {
         len: u16::try_from(filter.len()).map_err(|_| Errno::EINVAL)?,
         filter: filter.as_ptr().cast_mut(),
-    };
-    // SPEC_ALLOW: before Linux 5.16 a filter silently switched on speculation mitigations that
-    // slow every compiler down and that the same program outside a sandbox doesn't get.
-    // SAFETY: `program` points at `len` instructions, both alive during the call.
+    })
+}
+
+/// As [`install_filter`], of a filter that asks: the descriptor on which its questions come.
+pub(super) fn install_listening_filter(program: &[Instruction]) -> Result<OwnedFd> {
+    with_filter(program, |program| {
+        let flags = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+        // SAFETY: `program` points at its instructions, both alive during the call; with this flag
+        // the result is a new descriptor.
+        unsafe {
+            new_fd(libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                flags,
+                &raw const *program,
+            ))
+        }
+    })
+}
+
+/// A system call that waits for its answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Notification {
+    pub(super) id: u64,
+    pub(super) pid: Pid,
+    pub(super) call: u32,
+    pub(super) arguments: [u64; 6],
+}
+
+/// The next system call that waits. Blocks if there is none.
+pub(super) fn next_notification(listener: BorrowedFd<'_>) -> Result<Notification> {
+    // SAFETY: `seccomp_notif` is a plain C struct of integers; the kernel wants it to be zeros.
+    let mut notification: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one struct, alive during the call.
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
-            &raw const program,
+        libc::ioctl(
+            listener.as_raw_fd(),
+            libc::SECCOMP_IOCTL_NOTIF_RECV as _,
+            &raw mut notification,
+        )
+    };
+    Errno::result(result)?;
+    Ok(Notification {
+        id: notification.id,
+        pid: Pid::from_raw(notification.pid as libc::pid_t),
+        call: notification.data.nr as u32,
+        arguments: notification.data.args,
+    })
+}
+
+/// Whether the process of a notification still waits: ENOENT if it doesn't.
+pub(super) fn notification_is_valid(listener: BorrowedFd<'_>, id: u64) -> Result<()> {
+    // SAFETY: the kernel reads one u64, alive during the call.
+    let result = unsafe {
+        libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID as _, &raw const id)
+    };
+    Errno::result(result).map(drop)
+}
+
+/// Ends a waiting system call with a value, or with an error that isn't 0.
+pub(super) fn answer_notification(
+    listener: BorrowedFd<'_>,
+    id: u64,
+    value: i64,
+    error: i32,
+) -> Result<()> {
+    let answer = libc::seccomp_notif_resp { id, val: value, error: -error, flags: 0 };
+    // SAFETY: the kernel reads one struct, alive during the call.
+    let result = unsafe {
+        libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw const answer)
+    };
+    Errno::result(result).map(drop)
+}
+
+/// Lets a traced process that has stopped go on, with a signal or 0.
+pub(super) fn resume(pid: Pid, signal: i32) -> Result<()> {
+    // SAFETY: this request takes a number and touches no memory of ours.
+    let result = unsafe {
+        libc::ptrace(
+            libc::PTRACE_CONT,
+            pid.as_raw(),
+            std::ptr::null_mut::<libc::c_void>(),
+            signal as usize as *mut libc::c_void,
         )
     };
     Errno::result(result).map(drop)
+}
+
+/// The time of day as the system call says it, in seconds and nanoseconds: what a filter answers,
+/// too, and not only what the page shared with the kernel says.
+pub(super) fn real_time() -> Result<(i64, i64)> {
+    let mut time = [0i64; 2];
+    // SAFETY: the kernel writes two 64-bit integers, on every architecture that srp builds on.
+    let result =
+        unsafe { libc::syscall(libc::SYS_clock_gettime, libc::CLOCK_REALTIME, time.as_mut_ptr()) };
+    Errno::result(result)?;
+    Ok((time[0], time[1]))
+}
+
+/// Two ends of a socket for messages, closed by `exec`.
+pub(super) fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
 }
 
 /// Sets every signal's action to the default and unblocks all: both survive `exec` otherwise.
@@ -381,6 +492,14 @@ pub(super) fn reset_signals() -> Result<()> {
             set_size,
         )
     };
+    Errno::result(result).map(drop)
+}
+
+/// Makes a terminal the controlling one of this session, which has none.
+pub(super) fn control_terminal(terminal: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: TIOCSCTTY takes a plain number.
+    let result =
+        unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY as _, 0 as libc::c_int) };
     Errno::result(result).map(drop)
 }
 

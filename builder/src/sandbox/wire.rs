@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::features::ProbeResult;
+use super::outcome::Observation;
 use super::plan::SandboxPlan;
 use super::sys;
 
@@ -42,6 +43,8 @@ pub(super) enum Report {
     Ready { own_binfmt: bool },
     /// Launcher or init: a step failed.
     Failed(Failure),
+    /// Init's child: what it saw before it became the command.
+    Observed(Box<Observation>),
     /// Init's child: the command could not be executed.
     NotExecuted(Failure),
     /// Init: the command ended, with this wait status; if it failed, with so many other processes

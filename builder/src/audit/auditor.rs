@@ -1,0 +1,444 @@
+//! The audit of one derivation: rounds, and the bisection that finds what makes them differ.
+//!
+//! First all dimensions are varied together, as often as asked for. Only if that differs there are
+//! more rounds: one without variation, whose differences have nothing to do with any dimension, and
+//! then halves of the dimensions, down to single ones, for whatever else differs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use srp_store::ingest::{self, Rules};
+use srp_store::{Action, Build, Claim, Role, StaticHash, StoreError};
+
+use super::cause::{self, Seen};
+use super::compare::{self, Point, Sign};
+use super::dimension::{Dimension, Surroundings, Variation};
+use super::report::{Audit, Difference, RoundReport, Status, Tried};
+use super::round::{self, Rebuilt};
+use crate::build::{Roots, Trees};
+use crate::cancel::CancelToken;
+use crate::event::{Activity, Event, Observer};
+use crate::plan::adopted;
+use crate::realise::Builder;
+use crate::request::{FailureCause, Request};
+use crate::work::Work;
+
+/// How derivations are audited.
+#[derive(Clone, Debug)]
+pub struct AuditOptions {
+    /// What is varied.
+    pub dimensions: BTreeSet<Dimension>,
+    /// How many rounds vary everything; at least one.
+    pub rounds: usize,
+    /// Where differing outputs are kept, one directory for each derivation. It need not be there.
+    pub keep: PathBuf,
+}
+
+/// Why there is no audit.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// The request doesn't hold the derivation.
+    #[error("the derivation {hash} is not part of the request")]
+    NoDerivation {
+        /// Which.
+        hash: StaticHash,
+    },
+    /// It was cancelled.
+    #[error("interrupted; the store is as it was")]
+    Cancelled,
+    /// Something other than the derivation failed.
+    #[error("{name} can't be audited")]
+    Failed {
+        /// The derivation's name.
+        name: String,
+        /// What failed.
+        source: Box<FailureCause>,
+    },
+}
+
+impl Builder<'_> {
+    /// Audits one derivation of a request against what the store has registered for it.
+    ///
+    /// The store gets no object, record or root by it. What remains of a process that is killed
+    /// is swept by the next one.
+    pub fn audit(
+        &self,
+        request: &Request,
+        hash: &StaticHash,
+        options: &AuditOptions,
+        observer: &dyn Observer,
+        cancel: &CancelToken,
+    ) -> Result<Audit, AuditError> {
+        let derivation = request.derivations.get(hash);
+        let derivation = derivation.ok_or(AuditError::NoDerivation { hash: *hash })?;
+        let failed = |source: FailureCause| match cancel.is_cancelled() {
+            true => AuditError::Cancelled,
+            false => {
+                let name = derivation.name.to_string();
+                AuditError::Failed { name, source: Box::new(source) }
+            }
+        };
+        let build = match &derivation.action {
+            Action::Build(build) => build,
+            Action::Fetch(_) => {
+                let reason = "it is fetched, and verified by its hash".to_owned();
+                return Ok(Audit::of(hash, derivation, Status::NotAudited { reason }));
+            }
+            Action::Stage(_) => {
+                let reason = "it is composed of its components, which can be audited".to_owned();
+                return Ok(Audit::of(hash, derivation, Status::NotAudited { reason }));
+            }
+        };
+        let unknown = |reason: &str| {
+            let reason = reason.to_owned();
+            Ok(Audit::of(hash, derivation, Status::Unknown { reason }))
+        };
+        let store = |error: StoreError| failed(error.into());
+        let Some(claim) = adopted(self.store, hash).map_err(store)? else {
+            return unknown("it is not realised");
+        };
+        let inputs: Vec<_> = claim.inputs.values().copied().collect();
+        if !self.store.contains_closure(&inputs).map_err(store)? {
+            return unknown("not all that it was built from is in the store");
+        }
+        let runner = match self.runner(request, derivation) {
+            None => None,
+            Some(spec) => {
+                let claim = adopted(self.store, &spec.key.derivation).map_err(store)?;
+                match claim.and_then(|claim| claim.outputs.get(&spec.key.output).copied()) {
+                    Some(object) => Some((spec, object)),
+                    None => return unknown("the emulator that it needs is not in the store"),
+                }
+            }
+        };
+        let Some(_lock) = self.store.lock(&claim.resolved).map_err(store)? else {
+            return unknown("another srp builds or audits it just now");
+        };
+        let work = Work {
+            store: self.store,
+            launcher: self.launcher,
+            fetcher: self.fetcher,
+            substituters: None,
+            broker: self.broker,
+            machine: &self.machine,
+            options: &self.options,
+            observer,
+            cancel,
+            derivation,
+            hash: *hash,
+            resolved: claim.resolved,
+            inputs: claim.inputs.clone(),
+            runner,
+        };
+        Auditor::new(work, build, &claim, options).and_then(Auditor::run).map_err(failed)
+    }
+}
+
+type Set = BTreeSet<Dimension>;
+
+/// What needs more of the kernel than any sandbox does, and is left out where that is refused.
+const MAY_BE_REFUSED: [Dimension; 1] = [Dimension::Clock];
+
+struct Auditor<'a> {
+    work: Work<'a>,
+    build: &'a Build,
+    roots: Roots,
+    registered: Trees,
+    around: Surroundings,
+    options: &'a AuditOptions,
+    /// Where this derivation's differing outputs are kept.
+    keep: PathBuf,
+    tried: BTreeMap<Dimension, Result<Variation, String>>,
+    rounds: Vec<RoundReport>,
+}
+
+impl<'a> Auditor<'a> {
+    fn new(
+        work: Work<'a>,
+        build: &'a Build,
+        claim: &Claim,
+        options: &'a AuditOptions,
+    ) -> Result<Auditor<'a>, FailureCause> {
+        let store = work.store;
+        let mut registered = Trees::new();
+        let mut size_bytes = 0;
+        for (output, id) in &claim.outputs {
+            let info = store.info(id)?;
+            size_bytes += info.size_bytes;
+            let tree = info.object.tree;
+            registered.insert(output.clone(), (store.tree_path(&tree), store.listing(&tree)?));
+        }
+        let mut sources_bytes = 0;
+        for source in work.role(Role::Sources) {
+            sources_bytes += store.info(&source)?.size_bytes;
+        }
+        let around = Surroundings {
+            processors: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_bytes: work.options.memory_bytes.unwrap_or(0) / 4,
+            // Objects, programs with debug information, and a copy of the sources.
+            build_bytes: 6 * sources_bytes + 3 * size_bytes,
+        };
+        let roots = work.roots()?;
+        let keep = format!("{}-{}", work.derivation.name, &work.hash.to_string()[..12]);
+        let keep = options.keep.join(keep);
+        // What an earlier audit kept is no longer what this one says.
+        srp_store::remove_tree(&keep)?;
+        let (tried, rounds) = (BTreeMap::new(), Vec::new());
+        Ok(Auditor { work, build, roots, registered, around, options, keep, tried, rounds })
+    }
+
+    fn run(mut self) -> Result<Audit, FailureCause> {
+        let task = self.work.task();
+        let activity = Activity::Auditing;
+        let began = Instant::now();
+        self.work.observer.event(Event::Started { task, activity });
+        let mut differing = None;
+        let mut identical = 0;
+        for _ in 0..self.options.rounds.max(1) {
+            let rebuilt = self.round(&self.options.dimensions.clone())?;
+            if !rebuilt.points.is_empty() {
+                differing = Some(rebuilt);
+                break;
+            }
+            identical += 1;
+        }
+        let differences = match differing {
+            None => Vec::new(),
+            Some(rebuilt) => self.explain(rebuilt, identical > 0)?,
+        };
+        let object = self.registered_object()?;
+        let status = if differences.is_empty() { Status::Identical } else { Status::Differs };
+        let elapsed = began.elapsed();
+        self.work.observer.event(Event::Finished { task, activity, object: &object, elapsed });
+        let tried = self.tried.into_iter().map(|(dimension, variation)| {
+            let not_applicable = variation.as_ref().err().cloned();
+            Tried { dimension, variation: variation.ok(), not_applicable }
+        });
+        let dimensions = tried.collect();
+        let mut audit = Audit::of(&self.work.hash, self.work.derivation, status);
+        (audit.dimensions, audit.rounds, audit.differences) =
+            (dimensions, self.rounds, differences);
+        Ok(audit)
+    }
+
+    fn registered_object(&self) -> Result<srp_store::ObjectName, FailureCause> {
+        let claim = self.work.store.claim(&self.work.hash)?;
+        let first = claim.and_then(|claim| claim.outputs.values().next().copied());
+        let id = first.ok_or_else(|| FailureCause::Io {
+            action: "find what was audited".to_owned(),
+            source: std::io::ErrorKind::NotFound.into(),
+        })?;
+        Ok(self.work.store.info(&id)?.object.path_name())
+    }
+
+    /// One rebuild.
+    fn round(&mut self, dimensions: &Set) -> Result<Rebuilt, FailureCause> {
+        let names: Vec<&str> = dimensions.iter().map(|dimension| dimension.name()).collect();
+        let varied = match names.len() {
+            0 => "nothing varied".to_owned(),
+            1..4 => format!("{} varied", names.join(", ")),
+            many => format!("{many} dimensions varied"),
+        };
+        self.work.observer.event(Event::Round { task: self.work.task(), varied: &varied });
+        let rebuild = |dimensions: &Set| {
+            let (work, around) = (&self.work, &self.around);
+            round::rebuild(work, self.build, &self.roots, &self.registered, dimensions, around)
+        };
+        let mut possible = dimensions.clone();
+        let rebuilt = loop {
+            let error = match rebuild(&possible) {
+                Err(FailureCause::Sandbox(error)) => error,
+                result => break result?,
+            };
+            // This kernel refuses something; without that there may still be an audit.
+            let Some(refused) = MAY_BE_REFUSED.iter().find(|it| possible.remove(it)) else {
+                return Err(error.into());
+            };
+            self.tried.insert(*refused, Err(error.to_string()));
+        };
+        self.rounds.push(rebuilt.report.clone());
+        for (dimension, variation) in &rebuilt.varied {
+            self.tried.entry(*dimension).or_insert_with(|| variation.clone());
+        }
+        Ok(rebuilt)
+    }
+
+    /// Finds out when it differs, and how. `sometimes`: the same round was identical before.
+    fn explain(
+        &mut self,
+        combined: Rebuilt,
+        sometimes: bool,
+    ) -> Result<Vec<Difference>, FailureCause> {
+        let control = self.round(&Set::new())?;
+        let target: BTreeSet<Point> =
+            combined.points.difference(&control.points).cloned().collect();
+        let mut differences = Vec::new();
+        if !control.points.is_empty() {
+            differences.push(self.unsteady(control)?);
+        }
+        if !target.is_empty() {
+            let effective: Set = combined.report.varied.iter().copied().collect();
+            self.narrow(&effective, combined, &target, sometimes, &mut differences)?;
+        }
+        Ok(differences)
+    }
+
+    /// What makes a set differ at points of `target`: single dimensions where there are such.
+    fn narrow(
+        &mut self,
+        set: &Set,
+        rebuilt: Rebuilt,
+        target: &BTreeSet<Point>,
+        sometimes: bool,
+        differences: &mut Vec<Difference>,
+    ) -> Result<(), FailureCause> {
+        let points: BTreeSet<Point> = rebuilt.points.intersection(target).cloned().collect();
+        let all: Vec<Dimension> = set.iter().copied().collect();
+        let hits = |rebuilt: &Rebuilt| rebuilt.points.intersection(target).next().is_some();
+        if set.len() < 2 {
+            // A race differs now and then: before a dimension is accused, it has to do it twice,
+            // and nothing must have done it twice.
+            let sure = hits(&self.round(set)?) && !hits(&self.round(&Set::new())?);
+            let when: &[Dimension] = if sure { &all } else { &[] };
+            differences.push(self.difference(when, rebuilt, &points, sometimes || !sure)?);
+            return Ok(());
+        }
+        let (first, second) = all.split_at(all.len() / 2);
+        let before = differences.len();
+        for half in [first, second] {
+            let half: Set = half.iter().copied().collect();
+            let rebuilt = self.round(&half)?;
+            if hits(&rebuilt) {
+                self.narrow(&half, rebuilt, target, sometimes, differences)?;
+            }
+        }
+        if differences.len() == before {
+            // Neither half does it alone. Does the whole do it again?
+            let sometimes = !hits(&self.round(set)?);
+            let when: &[Dimension] = if sometimes { &[] } else { &all };
+            differences.push(self.difference(when, rebuilt, &points, sometimes)?);
+        }
+        Ok(())
+    }
+
+    /// What differs although nothing is varied: looks for what makes it steady.
+    ///
+    /// The rounds that must differ from each other lie between those that must agree. So what
+    /// changes slowly, such as the date, can't look as if it were made steady.
+    fn unsteady(&mut self, control: Rebuilt) -> Result<Difference, FailureCause> {
+        let points = control.points.clone();
+        let candidates: Vec<Dimension> = [Dimension::Addresses, Dimension::Processors]
+            .into_iter()
+            .filter(|it| self.options.dimensions.contains(it))
+            .filter(|it| self.tried.get(it).is_none_or(Result::is_ok))
+            .collect();
+        let single = |dimension: &Dimension| Set::from([*dimension]);
+        let mut before = Vec::new();
+        for dimension in &candidates {
+            before.push(self.round(&single(dimension))?.trees);
+        }
+        let plain = [self.round(&Set::new())?.trees, self.round(&Set::new())?.trees];
+        let agree = |one: &Trees, other: &Trees| {
+            // A failure has no trees, and agrees with nothing.
+            !one.is_empty() && !other.is_empty() && compare::points(one, other).is_disjoint(&points)
+        };
+        let recurs = agree(&plain[0], &plain[1]);
+        let mut steady_under = Vec::new();
+        for (dimension, before) in candidates.iter().zip(&before).rev() {
+            let after = self.round(&single(dimension))?.trees;
+            if !recurs && agree(before, &after) {
+                steady_under.push(*dimension);
+            }
+        }
+        let mut difference = self.difference(&[], control, &points, false)?;
+        (difference.steady_under, difference.recurs) = (steady_under, recurs);
+        difference.causes = self.causes(&difference);
+        Ok(difference)
+    }
+
+    /// Describes what differs in a round, and keeps its outputs.
+    fn difference(
+        &self,
+        when: &[Dimension],
+        rebuilt: Rebuilt,
+        points: &BTreeSet<Point>,
+        sometimes: bool,
+    ) -> Result<Difference, FailureCause> {
+        let traces: Vec<(&str, Sign)> = rebuilt
+            .report
+            .varied
+            .iter()
+            .filter_map(|dimension| Some((dimension.trace()?, sign_of(*dimension)?)))
+            .collect();
+        let changes = compare::changes(&self.registered, &rebuilt.trees, points, &traces);
+        let kept = self.keep(when, &rebuilt)?;
+        let mut difference = Difference {
+            when: when.to_vec(),
+            sometimes,
+            steady_under: Vec::new(),
+            recurs: false,
+            failed: rebuilt.failed,
+            changes,
+            causes: Vec::new(),
+            kept: Some(kept),
+        };
+        difference.causes = self.causes(&difference);
+        Ok(difference)
+    }
+
+    fn causes(&self, difference: &Difference) -> Vec<cause::Cause> {
+        if difference.failed.is_some() {
+            return Vec::new();
+        }
+        cause::causes(&Seen {
+            when: &difference.when,
+            steady_under: &difference.steady_under,
+            recurs: difference.recurs,
+            changes: &difference.changes,
+        })
+    }
+
+    /// Moves a round's outputs and log to where they are kept.
+    fn keep(&self, when: &[Dimension], rebuilt: &Rebuilt) -> Result<PathBuf, FailureCause> {
+        let names: Vec<&str> = when.iter().map(|dimension| dimension.name()).collect();
+        let name = if names.is_empty() { "nothing-varied".to_owned() } else { names.join("+") };
+        // A name that holds all dimensions is long, but no longer than a file system bears.
+        let kept = self.keep.join(name);
+        srp_store::remove_tree(&kept)?;
+        let failed = |action: &str, path: &Path| {
+            let action = format!("{action} {}", path.display());
+            move |source| FailureCause::Io { action, source }
+        };
+        fs::create_dir_all(&kept).map_err(failed("create", &kept))?;
+        let log = kept.join(round::LOG);
+        fs::copy(rebuilt.scratch.path().join(round::LOG), &log).map_err(failed("write", &log))?;
+        for (output, (tree, _)) in &rebuilt.trees {
+            let place = kept.join(output.as_str());
+            match fs::rename(tree, &place) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
+                    let rules = Rules { permissions: None, drop_shared: false };
+                    ingest::copy(tree, &place, rules)?;
+                }
+                Err(error) => return Err(failed("keep", &place)(error)),
+            }
+        }
+        Ok(kept)
+    }
+}
+
+/// What it is a sign of that a dimension's text is in an output.
+fn sign_of(dimension: Dimension) -> Option<Sign> {
+    Some(match dimension {
+        Dimension::Hostname => Sign::Hostname,
+        Dimension::BuildPath => Sign::BuildPath,
+        Dimension::User => Sign::User,
+        Dimension::Locale => Sign::Locale,
+        Dimension::TimeZone => Sign::TimeZone,
+        Dimension::Environment => Sign::Environment,
+        Dimension::Kernel => Sign::Kernel,
+        _ => return None,
+    })
+}

@@ -1,0 +1,156 @@
+//! The parts of a file that differ, and what is recognised in them: collected within bounds.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use super::signs;
+
+/// So many parts of a file are told.
+const MOST_PARTS: usize = 24;
+/// So many lines of a part.
+const MOST_LINES: usize = 24;
+/// So many characters of a line.
+const MOST_CHARACTERS: usize = 240;
+
+/// A part of a file that differs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Part {
+    /// Which: `section .comment`, `member a.o: modification time`, `line 3` …
+    pub place: String,
+    /// What is there: lines that begin with `-` (registered), `+` (rebuilt) or a space (both).
+    pub lines: Vec<String>,
+}
+
+/// Something recognised in a part that differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sign {
+    /// A date or a time of day.
+    Date,
+    /// The path of the build directory.
+    BuildPath,
+    /// The host's name.
+    Hostname,
+    /// The user's name or number.
+    User,
+    /// The locale's name.
+    Locale,
+    /// The time zone's name.
+    TimeZone,
+    /// A variable of the environment.
+    Environment,
+    /// The kernel's release.
+    Kernel,
+    /// The same things in another order.
+    Order,
+    /// A mode, or whether a file is executable.
+    Mode,
+    /// The time of a member of an archive.
+    MemberTime,
+    /// The owner of a member of an archive.
+    MemberOwner,
+    /// The mode of a member of an archive.
+    MemberMode,
+    /// The time or name in a compressed file's header.
+    CompressionHeader,
+    /// The same content, compressed in another way.
+    CompressionOnly,
+    /// An ELF build id.
+    BuildId,
+    /// An ELF `.comment`: which compiler it was.
+    Comment,
+    /// ELF debug information.
+    DebugInfo,
+    /// Machine code.
+    Code,
+    /// Numbers that look like addresses.
+    Address,
+}
+
+/// Collects what differs in one file.
+pub(super) struct Looking<'a> {
+    traces: &'a [(&'a str, Sign)],
+    /// What we are in: `member a.o: section .text` and the like.
+    within: Vec<String>,
+    parts: Vec<Part>,
+    left_out: usize,
+    signs: BTreeSet<Sign>,
+}
+
+impl<'a> Looking<'a> {
+    pub(super) fn new(traces: &'a [(&'a str, Sign)]) -> Looking<'a> {
+        let (within, parts) = (Vec::new(), Vec::new());
+        Looking { traces, within, parts, left_out: 0, signs: BTreeSet::new() }
+    }
+
+    /// What was found.
+    pub(super) fn found(mut self) -> (Vec<Part>, BTreeSet<Sign>) {
+        if self.left_out > 0 {
+            let place = format!("and {} more", self.left_out);
+            self.parts.push(Part { place, lines: Vec::new() });
+        }
+        (self.parts, self.signs)
+    }
+
+    /// Looks at something inside of what is being looked at.
+    pub(super) fn inside(&mut self, place: &str, look: impl FnOnce(&mut Looking<'a>)) {
+        self.within.push(place.to_owned());
+        look(self);
+        self.within.pop();
+    }
+
+    /// A part that differs, and what its two sides are.
+    pub(super) fn sides(&mut self, place: &str, registered: &str, rebuilt: &str) {
+        self.recognise(registered, rebuilt);
+        self.part(place, vec![format!("-{registered}"), format!("+{rebuilt}")]);
+    }
+
+    /// As `sides`, of what has a meaning by itself.
+    pub(super) fn sign(&mut self, sign: Sign, place: &str, registered: &str, rebuilt: &str) {
+        self.signs.insert(sign);
+        self.sides(place, registered, rebuilt);
+    }
+
+    /// A part that differs and has no two sides to be shown.
+    pub(super) fn note(&mut self, place: &str, what: &str) {
+        self.part(place, vec![format!(" {what}")]);
+    }
+
+    /// Remembers a meaning.
+    pub(super) fn mark(&mut self, sign: Sign) {
+        self.signs.insert(sign);
+    }
+
+    /// Finds out what two texts that differ have in them.
+    pub(super) fn recognise(&mut self, registered: &str, rebuilt: &str) {
+        let traces = self.traces.iter().filter(|(trace, _)| rebuilt.contains(trace));
+        self.signs.extend(traces.map(|(_, sign)| *sign));
+        self.signs.extend(signs::of(registered, rebuilt));
+    }
+
+    /// Lines of a part, each with its first character.
+    pub(super) fn part(&mut self, place: &str, mut lines: Vec<String>) {
+        if self.parts.len() >= MOST_PARTS {
+            self.left_out += 1;
+            return;
+        }
+        let more = lines.len().saturating_sub(MOST_LINES);
+        lines.truncate(MOST_LINES);
+        for line in &mut lines {
+            if let Some((end, _)) = line.char_indices().nth(MOST_CHARACTERS) {
+                line.truncate(end);
+                line.push('…');
+            }
+        }
+        if more > 0 {
+            lines.push(format!(" … and {more} lines more"));
+        }
+        let mut place = place.to_owned();
+        if !self.within.is_empty() {
+            let within = self.within.join(": ");
+            place = if place.is_empty() { within } else { format!("{within}: {place}") };
+        }
+        self.parts.push(Part { place, lines });
+    }
+}

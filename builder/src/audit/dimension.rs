@@ -1,0 +1,367 @@
+//! What an audit varies: each dimension a small description of what it changes in a sandbox's plan,
+//! and of what in the build's own view shows that it took effect.
+//!
+//! A dimension never changes what a build is given (inputs, command, the derivation's own
+//! variables), only the circumstances that no build should depend on. What it can't vary here it
+//! refuses with a reason; that is reported, and is not the same as "identical".
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Serialize, Serializer};
+
+use crate::build::{BUILD_PATH, environment_of_every_build};
+use crate::sandbox::{Observation, SandboxPlan, SkeletonEntry, Stdio};
+
+/// A circumstance of a build that must not matter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Dimension {
+    /// The time of day.
+    Clock,
+    /// The host's name.
+    Hostname,
+    /// Where the build directory is.
+    BuildPath,
+    /// The user: number, group and name.
+    User,
+    /// The file mode creation mask.
+    Umask,
+    /// `LANG` and `LC_ALL`.
+    Locale,
+    /// `TZ`.
+    TimeZone,
+    /// How many processors there are, and so how many jobs are asked for.
+    Processors,
+    /// A variable more in the environment.
+    Environment,
+    /// Whether standard input and output are a terminal.
+    Terminal,
+    /// Whether address spaces are laid out at random.
+    Addresses,
+    /// The kernel's release, as `uname` says it.
+    Kernel,
+    /// The file system of the build directory and `/tmp`, and with it the order of entries.
+    FileSystem,
+}
+
+/// What there is to vary with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Surroundings {
+    /// How many processors srp may use.
+    pub(crate) processors: usize,
+    /// How much memory there is for a build's files.
+    pub(crate) memory_bytes: u64,
+    /// An upper estimate of what the build writes beside its outputs.
+    pub(crate) build_bytes: u64,
+}
+
+/// What a dimension changed, in words: what every build has, and what this one had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Variation {
+    /// As in every build.
+    pub usual: String,
+    /// As in the audit's.
+    pub varied: String,
+}
+
+/// Three years and some months: another year, month, day of the week and hour. Before 2038.
+const AHEAD_SECONDS: u32 = (3 * 365 + 100) * 86_400 + 5 * 3600 + 7 * 60;
+const HOSTNAME: &str = "audit-host";
+/// Longer than the usual one, and not below it. It begins alike, so that what recipes do about
+/// `/srp/` as a whole still works.
+const ELSEWHERE: &str = "/srp/elsewhere/build";
+const USER: (u32, u32, &str) = (2718, 3141, "auditor");
+const UMASK: u32 = 0o027;
+/// In no root: programs then behave as without any locale, but see the name.
+const LOCALE: &str = "de_CH.UTF-8";
+/// An offset with odd minutes, in the one notation that needs no database.
+const TIME_ZONE: &str = "AUD-13:45";
+const VARIABLE: (&str, &str) = ("SRP_AUDIT_VARIABLE", "audit-variable-value");
+const TMPFS: i64 = 0x0102_1994;
+
+impl Dimension {
+    /// Every dimension, in the order in which reports name them.
+    pub const ALL: &[Dimension] = &[
+        Dimension::Clock,
+        Dimension::Hostname,
+        Dimension::BuildPath,
+        Dimension::User,
+        Dimension::Umask,
+        Dimension::Locale,
+        Dimension::TimeZone,
+        Dimension::Processors,
+        Dimension::Environment,
+        Dimension::Terminal,
+        Dimension::Addresses,
+        Dimension::Kernel,
+        Dimension::FileSystem,
+    ];
+
+    /// The name on the command line and in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Dimension::Clock => "clock",
+            Dimension::Hostname => "hostname",
+            Dimension::BuildPath => "build-path",
+            Dimension::User => "user",
+            Dimension::Umask => "umask",
+            Dimension::Locale => "locale",
+            Dimension::TimeZone => "time-zone",
+            Dimension::Processors => "processors",
+            Dimension::Environment => "environment",
+            Dimension::Terminal => "terminal",
+            Dimension::Addresses => "addresses",
+            Dimension::Kernel => "kernel",
+            Dimension::FileSystem => "file-system",
+        }
+    }
+
+    /// Changes a plan, or says why that can't be done or would show nothing.
+    pub(crate) fn apply(
+        self,
+        plan: &mut SandboxPlan,
+        around: &Surroundings,
+    ) -> Result<Variation, String> {
+        let changed = |usual: &str, varied: &str| {
+            Ok(Variation { usual: usual.to_owned(), varied: varied.to_owned() })
+        };
+        match self {
+            Dimension::Clock if !plan.abis.is_empty() => {
+                Err("programs of another ABI would see the usual time".to_owned())
+            }
+            Dimension::Clock => {
+                plan.attributes.clock_ahead_seconds = Some(AHEAD_SECONDS);
+                changed("now", &format!("{} days ahead", AHEAD_SECONDS / 86_400))
+            }
+            Dimension::Hostname => {
+                let usual = std::mem::replace(&mut plan.hostname, HOSTNAME.to_owned());
+                changed(&usual, HOSTNAME)
+            }
+            Dimension::BuildPath => {
+                plan.cwd = ELSEWHERE.to_owned();
+                for bind in plan.binds.iter_mut().filter(|bind| bind.target == BUILD_PATH) {
+                    bind.target = ELSEWHERE.to_owned();
+                }
+                for path in plan.memory.iter_mut().filter(|path| *path == BUILD_PATH) {
+                    *path = ELSEWHERE.to_owned();
+                }
+                if plan.env.get("HOME").is_some_and(|home| home == BUILD_PATH) {
+                    plan.env.insert("HOME".to_owned(), ELSEWHERE.to_owned());
+                }
+                changed(BUILD_PATH, ELSEWHERE)
+            }
+            Dimension::User => {
+                let usual = format!("{}:{}", plan.uid, plan.gid);
+                rename_user(plan);
+                changed(&usual, &format!("{}:{} ({})", USER.0, USER.1, USER.2))
+            }
+            Dimension::Umask => {
+                let usual = std::mem::replace(&mut plan.attributes.umask, UMASK);
+                changed(&format!("{usual:03o}"), &format!("{UMASK:03o}"))
+            }
+            Dimension::Locale => {
+                let names = ["LANG", "LC_ALL"].map(|name| vary_variable(plan, name, LOCALE));
+                match names.into_iter().flatten().next() {
+                    Some(usual) => changed(&usual, LOCALE),
+                    None => Err("the derivation sets LANG and LC_ALL itself".to_owned()),
+                }
+            }
+            Dimension::TimeZone => match vary_variable(plan, "TZ", TIME_ZONE) {
+                Some(usual) => changed(&usual, TIME_ZONE),
+                None => Err("the derivation sets TZ itself".to_owned()),
+            },
+            Dimension::Processors => processors(plan, around.processors),
+            Dimension::Environment => {
+                plan.env.insert(VARIABLE.0.to_owned(), VARIABLE.1.to_owned());
+                changed("", &format!("{}={}", VARIABLE.0, VARIABLE.1))
+            }
+            Dimension::Terminal => {
+                // Where none can be made, no build needs to fail to show it.
+                nix::pty::openpty(None, None)
+                    .map_err(|error| format!("no terminal can be made: {error}"))?;
+                plan.stdio = Stdio::Terminal;
+                changed("none", "a terminal")
+            }
+            Dimension::Addresses => {
+                plan.attributes.random_addresses = false;
+                changed("random", "fixed")
+            }
+            Dimension::Kernel if !plan.binfmt.is_empty() => {
+                Err("an emulator says which kernel there is".to_owned())
+            }
+            Dimension::Kernel => {
+                plan.attributes.old_kernel = true;
+                changed("the machine's", "2.6")
+            }
+            Dimension::FileSystem => file_system(plan, around),
+        }
+    }
+
+    /// Whether the build saw what the plan says, and not what it would have seen otherwise; else
+    /// what it saw. The environment is what the kernel was given.
+    pub(crate) fn took_effect(
+        self,
+        plan: &SandboxPlan,
+        usual: &Observation,
+        seen: &Observation,
+    ) -> Result<(), String> {
+        let check = |saw: &dyn fmt::Display, wanted: bool, differs: bool| match (wanted, differs) {
+            (true, true) => Ok(()),
+            (false, _) => Err(format!("the build saw {saw} all the same")),
+            (true, false) => Err(format!("without it the build sees {saw}, too")),
+        };
+        match self {
+            Dimension::Clock => {
+                let ahead = i64::from(plan.attributes.clock_ahead_seconds.unwrap_or(0));
+                // Neither was looked at in the same second.
+                let wanted = seen.seconds > usual.seconds + ahead / 2;
+                check(&format!("{} s since 1970", seen.seconds), wanted, ahead > 0)
+            }
+            Dimension::Hostname => {
+                let wanted = seen.hostname == plan.hostname;
+                check(&seen.hostname, wanted, seen.hostname != usual.hostname)
+            }
+            Dimension::BuildPath => check(&seen.cwd, seen.cwd == plan.cwd, seen.cwd != usual.cwd),
+            Dimension::User => {
+                let wanted = (seen.uid, seen.gid) == (plan.uid, plan.gid);
+                let differs = seen.uid != usual.uid && seen.gid != usual.gid;
+                check(&format!("{}:{}", seen.uid, seen.gid), wanted, differs)
+            }
+            Dimension::Umask => {
+                let wanted = seen.umask == plan.attributes.umask;
+                check(&format!("{:03o}", seen.umask), wanted, seen.umask != usual.umask)
+            }
+            Dimension::Processors => {
+                let wanted = Some(seen.processors) == plan.attributes.processors;
+                check(&seen.processors, wanted, seen.processors != usual.processors)
+            }
+            Dimension::Terminal => {
+                check(&"no terminal", seen.terminal, seen.terminal != usual.terminal)
+            }
+            Dimension::Addresses => {
+                let differs = seen.random_addresses != usual.random_addresses;
+                check(&"random addresses", !seen.random_addresses, differs)
+            }
+            Dimension::Kernel => {
+                let wanted = seen.kernel_release.starts_with("2.6.");
+                let differs = seen.kernel_release != usual.kernel_release;
+                check(&seen.kernel_release, wanted, differs)
+            }
+            Dimension::FileSystem => {
+                let differs = seen.file_system != usual.file_system;
+                check(&"the same file system", seen.file_system == TMPFS, differs)
+            }
+            Dimension::Locale | Dimension::TimeZone | Dimension::Environment => Ok(()),
+        }
+    }
+
+    /// Text that is in an output only if this dimension's variation got there.
+    pub(crate) fn trace(self) -> Option<&'static str> {
+        match self {
+            Dimension::Hostname => Some(HOSTNAME),
+            Dimension::BuildPath => Some(ELSEWHERE),
+            Dimension::User => Some(USER.2),
+            Dimension::Locale => Some("de_CH"),
+            Dimension::TimeZone => Some("AUD"),
+            Dimension::Environment => Some(VARIABLE.1),
+            _ => None,
+        }
+    }
+}
+
+/// Sets a variable that the derivation has left as it is in every build; its usual value.
+fn vary_variable(plan: &mut SandboxPlan, name: &str, value: &str) -> Option<String> {
+    let usual = environment_of_every_build().find(|(every, _)| *every == name)?.1;
+    let current = plan.env.get_mut(name).filter(|current| *current == usual)?;
+    Some(std::mem::replace(current, value.to_owned()))
+}
+
+/// Another user, who has a name as the usual one has.
+fn rename_user(plan: &mut SandboxPlan) {
+    let usual = (plan.uid.to_string(), plan.gid.to_string());
+    (plan.uid, plan.gid) = (USER.0, USER.1);
+    vary_variable(plan, "USER", USER.2);
+    let (uid, gid) = (USER.0.to_string(), USER.1.to_string());
+    for entry in &mut plan.skeleton {
+        if let SkeletonEntry::File { path, content, .. } = entry
+            && (path == "/etc/passwd" || path == "/etc/group")
+        {
+            let rename = |field: &str| match field {
+                "build" => USER.2.to_owned(),
+                field if field == usual.0 => uid.clone(),
+                field => field.to_owned(),
+            };
+            let line = |line: &str| {
+                let mut fields: Vec<String> = line.split(':').map(rename).collect();
+                // In passwd the group follows the user's number.
+                if fields.len() > 4 && fields[3] == uid && usual.0 == usual.1 {
+                    fields[3].clone_from(&gid);
+                } else if fields.len() == 4 && fields[2] == uid {
+                    fields[2].clone_from(&gid);
+                }
+                fields.join(":") + "\n"
+            };
+            *content = content.lines().map(line).collect();
+        }
+    }
+}
+
+/// Half of the processors, and so many jobs.
+fn processors(plan: &mut SandboxPlan, all: usize) -> Result<Variation, String> {
+    if all < 2 {
+        return Err("this machine has one processor".to_owned());
+    }
+    let usual = plan.env.get("SRP_CORES").cloned().unwrap_or_default();
+    let fewer = all / 2;
+    let jobs = if usual == fewer.to_string() { all } else { fewer }.to_string();
+    plan.attributes.processors = Some(fewer);
+    if let Some(flags) = plan.env.get_mut("MAKEFLAGS") {
+        *flags = flags.replacen(&format!("-j{usual}"), &format!("-j{jobs}"), 1);
+    }
+    plan.env.insert("SRP_CORES".to_owned(), jobs.clone());
+    Ok(Variation { usual: format!("{all}, {usual} jobs"), varied: format!("{fewer}, {jobs} jobs") })
+}
+
+/// The build directory and `/tmp` in memory.
+fn file_system(plan: &mut SandboxPlan, around: &Surroundings) -> Result<Variation, String> {
+    if around.build_bytes > around.memory_bytes {
+        return Err(format!(
+            "it may write {} MiB, which don't fit in memory",
+            around.build_bytes >> 20
+        ));
+    }
+    let path = plan.cwd.clone();
+    plan.binds.retain(|bind| bind.target != path && bind.target != "/tmp");
+    plan.memory.push(path);
+    Ok(Variation { usual: "the store's".to_owned(), varied: "in memory".to_owned() })
+}
+
+impl fmt::Display for Dimension {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Serialize for Dimension {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// No dimension is called that.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no dimension {name:?}")]
+pub struct NoDimension {
+    /// What was asked for.
+    name: String,
+}
+
+impl FromStr for Dimension {
+    type Err = NoDimension;
+
+    fn from_str(name: &str) -> Result<Dimension, NoDimension> {
+        let found = Dimension::ALL.iter().find(|dimension| dimension.name() == name);
+        found.copied().ok_or_else(|| NoDimension { name: name.to_owned() })
+    }
+}

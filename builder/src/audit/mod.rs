@@ -1,0 +1,25 @@
+//! Audits: whether rebuilding what the store has comes out the same, wherever and however it is
+//! built; and if not, when, where and why.
+//!
+//! The way in is [`Builder::audit`](crate::Builder::audit). A derivation is rebuilt from the inputs
+//! that the store has registered, by the same code as any build, in a sandbox that is varied in
+//! [`Dimension`]s; what comes out is normalised and hashed as any build's and compared by digest.
+//! When a round differs, the dimensions are bisected, and the differing files are looked into
+//! (`compare`) and explained (`cause`).
+//!
+//! What this deliberately isn't: it registers nothing. Of the store it uses scratch directories,
+//! and keeps differing outputs aside where it is told to. It doesn't judge fetches, which are
+//! verified by their hash, nor stages, which follow from their components.
+
+mod auditor;
+mod cause;
+mod compare;
+mod dimension;
+mod report;
+mod round;
+
+pub use auditor::{AuditError, AuditOptions};
+pub use cause::{CAUSES, Cause, Pattern};
+pub use compare::{Change, Kind, Part, Sign};
+pub use dimension::{Dimension, NoDimension, Variation};
+pub use report::{Audit, Difference, Failed, RoundReport, Status, Tried};

@@ -1,0 +1,256 @@
+//! Another date for a sandbox: init answers the system calls that ask for the time of day, and sees
+//! to it that no program finds a way around them.
+//!
+//! The kernel has no namespace for the time of day. So the calls that ask for it become
+//! notifications to init (a second seccomp filter), which answers with a time that is ahead. Most
+//! programs don't make the call: they find the time in a page that the kernel shares with every
+//! process (vDSO), whose place the kernel names when a program begins. Init traces every process,
+//! for this one reason: each program that begins is stopped, and that name is taken out of what it
+//! is told. C libraries then make the call, static ones too.
+//!
+//! What stays as it is: clocks that don't count from 1970, and the times of files.
+
+use std::collections::HashSet;
+use std::fs::OpenOptions;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::ptrace::{self, Options};
+use nix::unistd::Pid;
+
+use super::bpf::{Field, Instruction, Program, Test};
+use super::seccomp::{self, Abi};
+use super::sys;
+
+/// The clocks that count from 1970: CLOCK_REALTIME, CLOCK_REALTIME_COARSE, CLOCK_TAI.
+const CLOCKS: [u32; 3] = [0, 5, 11];
+const GET: u32 = libc::SYS_clock_gettime as u32;
+const GET_MICROSECONDS: u32 = libc::SYS_gettimeofday as u32;
+#[cfg(target_arch = "x86_64")]
+const GET_SECONDS: Option<u32> = Some(libc::SYS_time as u32);
+#[cfg(not(target_arch = "x86_64"))]
+const GET_SECONDS: Option<u32> = None;
+
+/// Entries of the vector that the kernel hands to a program: its end, one to pass over, and those
+/// that name the shared page (the second on 32-bit x86 only).
+const END: u64 = 0;
+const IGNORE: u64 = 1;
+const SHARED_PAGE: [u64; 2] = [33, 32];
+/// More than the kernel lets arguments and environment take beside their strings.
+const MOST_STACK_BYTES: usize = 8 << 20;
+
+/// Init's part: the calls to be answered and the processes that are traced.
+#[derive(Debug)]
+pub(super) struct Clock {
+    ahead_seconds: i64,
+    listener: OwnedFd,
+    traced: HashSet<Pid>,
+}
+
+/// In the process that becomes the command: from here on its clocks are init's matter. Returns
+/// where the calls are to be answered, for init.
+pub(super) fn give_up(abis: &[Abi], debuggers: bool) -> Result<OwnedFd, Errno> {
+    ptrace::traceme()?;
+    // As every program is from its beginning on; else init could not write its answers.
+    nix::sys::prctl::set_dumpable(true)?;
+    // Init had to keep the right to trace; nothing else may have it.
+    sys::install_filter(&seccomp::filter(abis, debuggers))?;
+    sys::install_listening_filter(&questions())
+}
+
+/// Which calls are init's to answer.
+fn questions() -> Vec<Instruction> {
+    let ask = |p: &mut Program| p.answer(libc::SECCOMP_RET_USER_NOTIF);
+    let mut program = Program::default();
+    program.load(Field::Architecture);
+    program.when(Test::Equal(Abi::native().architecture()), |p| {
+        p.load(Field::Number);
+        for call in [Some(GET_MICROSECONDS), GET_SECONDS].into_iter().flatten() {
+            p.when(Test::Equal(call), ask);
+        }
+        p.when(Test::Equal(GET), |p| {
+            p.load(Field::Argument(0));
+            for clock in CLOCKS {
+                p.when(Test::Equal(clock), ask);
+            }
+        });
+    });
+    program.answer(libc::SECCOMP_RET_ALLOW);
+    program.finish()
+}
+
+impl Clock {
+    pub(super) fn new(ahead_seconds: i64, listener: OwnedFd) -> Clock {
+        Clock { ahead_seconds, listener, traced: HashSet::new() }
+    }
+
+    /// Readable when a call waits for its answer.
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+
+    /// Answers one call. That its process is gone meanwhile is no error.
+    pub(super) fn answer(&self) -> Result<(), Errno> {
+        let question = match sys::next_notification(self.listener.as_fd()) {
+            Err(Errno::ENOENT | Errno::EINTR) => return Ok(()),
+            question => question?,
+        };
+        let (seconds, nanoseconds) = sys::real_time()?;
+        let seconds = seconds + self.ahead_seconds;
+        let pair = |first: i64, second: i64| [first.to_ne_bytes(), second.to_ne_bytes()].concat();
+        let [first, second, ..] = question.arguments;
+        let (writes, value) = match question.call {
+            GET => (vec![(second, pair(seconds, nanoseconds))], 0),
+            GET_MICROSECONDS => {
+                let now = pair(seconds, nanoseconds / 1000);
+                (vec![(first, now), (second, vec![0; 8])], 0)
+            }
+            _ => (vec![(first, seconds.to_ne_bytes().to_vec())], seconds),
+        };
+        let written = self.write(question.id, question.pid, &writes);
+        let error = written.err().map_or(0, |errno| errno as i32);
+        match sys::answer_notification(self.listener.as_fd(), question.id, value, error) {
+            Err(Errno::ENOENT) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn write(&self, id: u64, pid: Pid, writes: &[(u64, Vec<u8>)]) -> Result<(), Errno> {
+        let fault = |_| Errno::EFAULT;
+        let path = format!("/proc/{pid}/mem");
+        let memory = OpenOptions::new().write(true).open(path).map_err(fault)?;
+        // The number could be another process's by now; what is open is the one that still waits.
+        sys::notification_is_valid(self.listener.as_fd(), id)?;
+        for (address, bytes) in writes.iter().filter(|(address, _)| *address != 0) {
+            memory.write_all_at(bytes, *address).map_err(fault)?;
+        }
+        Ok(())
+    }
+
+    /// Deals with a process that has stopped, and lets it go on.
+    pub(super) fn stopped(&mut self, pid: Pid, status: i32) -> Result<(), Errno> {
+        let (signal, event) = ((status >> 8) & 0xff, status >> 16);
+        let is_new = self.traced.insert(pid);
+        let passed_on = if event == libc::PTRACE_EVENT_EXEC {
+            match hide_shared_page(pid) {
+                Ok(()) | Err(Errno::ESRCH) => 0, // killed meanwhile
+                Err(errno) => return Err(errno),
+            }
+        } else if event != 0 {
+            0
+        } else if is_new && signal == libc::SIGTRAP {
+            // The command has begun.
+            ptrace::setoptions(
+                pid,
+                Options::PTRACE_O_TRACEEXEC
+                    | Options::PTRACE_O_TRACEFORK
+                    | Options::PTRACE_O_TRACEVFORK
+                    | Options::PTRACE_O_TRACECLONE
+                    | Options::PTRACE_O_EXITKILL,
+            )?;
+            hide_shared_page(pid)?;
+            0
+        } else if is_new {
+            0 // how a process that was just forked begins to be traced
+        } else {
+            signal
+        };
+        match sys::resume(pid, passed_on) {
+            Err(Errno::ESRCH) => Ok(()), // killed meanwhile
+            result => result,
+        }
+    }
+
+    /// A process is gone; its number may come again.
+    pub(super) fn ended(&mut self, pid: Pid) {
+        self.traced.remove(&pid);
+    }
+}
+
+/// Takes the place of the shared page out of what a program that is about to begin is told.
+fn hide_shared_page(pid: Pid) -> Result<(), Errno> {
+    let io = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
+    let path = format!("/proc/{pid}/mem");
+    let memory = OpenOptions::new().read(true).write(true).open(path).map_err(io)?;
+    let start = stack_start(pid)?;
+    let mut words = Words { memory: &memory, start, bytes: Vec::new() };
+    // Behind the number of arguments: arguments, a zero, environment, a zero, then the vector.
+    let mut at = 1 + words.word(0)? as usize + 1;
+    while words.word(at)? != 0 {
+        at += 1;
+    }
+    at += 1;
+    loop {
+        match words.word(at)? {
+            END => return Ok(()),
+            kind if SHARED_PAGE.contains(&kind) => {
+                let address = start + 8 * at as u64;
+                memory.write_all_at(&IGNORE.to_ne_bytes(), address).map_err(io)?;
+            }
+            _ => {}
+        }
+        at += 2;
+    }
+}
+
+/// Words of a process's memory, read as far as they are asked for.
+struct Words<'a> {
+    memory: &'a std::fs::File,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Words<'_> {
+    fn word(&mut self, number: usize) -> Result<u64, Errno> {
+        const CHUNK: usize = 4096;
+        let end = 8 * number + 8;
+        while self.bytes.len() < end {
+            let length = self.bytes.len();
+            if length > MOST_STACK_BYTES {
+                return Err(Errno::E2BIG);
+            }
+            let mut chunk = [0; CHUNK];
+            let read = self.memory.read_at(&mut chunk, self.start + length as u64);
+            match read {
+                Ok(0) | Err(_) => return Err(Errno::EFAULT),
+                Ok(count) => self.bytes.extend_from_slice(&chunk[..count]),
+            }
+        }
+        let bytes = self.bytes[end - 8..end].try_into().map_err(|_| Errno::EFAULT)?;
+        Ok(u64::from_ne_bytes(bytes))
+    }
+}
+
+/// Where the stack of a program that is about to begin starts: field 28 of `/proc/PID/stat`.
+fn stack_start(pid: Pid) -> Result<u64, Errno> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).map_err(|_| Errno::ESRCH)?;
+    // The second field is a name in parentheses, which may hold anything.
+    let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let start = rest.split_whitespace().nth(25).and_then(|field| field.parse().ok());
+    start.filter(|start| *start != 0).ok_or(Errno::EINVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bpf::interpret;
+    use super::*;
+
+    #[test]
+    fn only_clocks_that_count_from_1970_are_asked_for() {
+        let ask = |call: u32, clock: u64| {
+            interpret(&questions(), Abi::native().architecture(), call, [clock, 0, 0, 0, 0, 0])
+        };
+        for (clock, asked) in [(0, true), (1, false), (4, false), (5, true), (7, false), (11, true)]
+        {
+            let expected = match asked {
+                true => libc::SECCOMP_RET_USER_NOTIF,
+                false => libc::SECCOMP_RET_ALLOW,
+            };
+            assert_eq!(ask(GET, clock), expected, "clock {clock}");
+        }
+        assert_eq!(ask(GET_MICROSECONDS, 1), libc::SECCOMP_RET_USER_NOTIF);
+        assert_eq!(ask(libc::SYS_read as u32, 0), libc::SECCOMP_RET_ALLOW);
+    }
+}

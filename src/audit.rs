@@ -1,0 +1,197 @@
+//! `srp audit`: whether rebuilding what is in the store comes out the same, and if not, why.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, ValueHint};
+use serde_json::json;
+use srp_builder::Request;
+use srp_builder::audit::{Audit, AuditError, AuditOptions, Dimension, Status};
+use srp_store::StaticHash;
+
+use crate::audit_text;
+use crate::building::{self, Effort, Workshop};
+use crate::context::Context;
+use crate::error::{CommandError, CommandResult, ExitCode, causes};
+use crate::goals::{Goals, Graph};
+use crate::progress::Progress;
+use crate::terminal;
+
+/// Rebuild what is in the store, and say whether it comes out the same
+///
+/// Each derivation is rebuilt from what it was built from, in a sandbox whose circumstances are
+/// varied: another host name, another user, another build path, fewer processors … What comes out
+/// is compared with what the store has registered. If it differs, more rebuilds find out under
+/// which circumstances, the files that differ are looked into, and likely causes are named.
+/// Nothing is registered: the store is as it was.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// What to audit: attributes that are realised
+    #[arg(required = true, value_name = "ATTR")]
+    attrs: Vec<String>,
+    /// Also audit everything that they are made from
+    #[arg(long)]
+    closure: bool,
+    /// How many rebuilds vary everything: more find what differs rarely
+    #[arg(long, value_name = "N", default_value = "1")]
+    rounds: NonZeroUsize,
+    /// What is varied, separated by commas [default: everything that can be varied]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', hide_possible_values = false)]
+    #[arg(value_parser = dimension_parser())]
+    vary: Vec<Dimension>,
+    /// Where outputs that differ are kept [default: audits/ in the store]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    keep: Option<PathBuf>,
+    /// How many derivations are audited at once
+    #[arg(long, short, value_name = "N", default_value = "1")]
+    jobs: NonZeroUsize,
+    /// How many cores builds share [default: all]
+    #[arg(long, value_name = "N")]
+    cores: Option<NonZeroUsize>,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  srp audit stage1.x86_64-musl.musl
+  srp audit stage1.x86_64-musl --closure --json
+  srp audit stage1.x86_64-musl.libunwind --vary build-path,user --rounds 3";
+
+fn dimension_parser() -> impl TypedValueParser<Value = Dimension> {
+    let names = Dimension::ALL.iter().map(|dimension| dimension.name());
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<Dimension>())
+}
+
+pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
+    // A store is not made to find out that it has nothing.
+    context.store_to_read()?;
+    let store = context.store()?;
+    let graph = Goals::of(context, Some(&store), &arguments.attrs)?.graph()?;
+    let wanted = wanted(&graph, arguments.closure);
+    let effort = Effort {
+        jobs: Some(arguments.jobs),
+        cores: arguments.cores,
+        no_substitute: true,
+        ..Effort::default()
+    };
+    let workshop = Workshop::open(context, &effort)?;
+    store.sweep()?;
+    let keep = match &arguments.keep {
+        Some(directory) => building::absolute(directory)?,
+        None => store.directory("audits"),
+    };
+    let dimensions: BTreeSet<Dimension> = match arguments.vary.is_empty() {
+        true => Dimension::ALL.iter().copied().collect(),
+        false => arguments.vary.iter().copied().collect(),
+    };
+    let options = AuditOptions { dimensions, rounds: arguments.rounds.into(), keep };
+    let request = graph.request(graph.keys());
+
+    let progress = Progress::new(context, &workshop.cancel);
+    let builder = workshop.builder(&store);
+    let audit =
+        |hash: &StaticHash| builder.audit(&request, hash, &options, &progress, &workshop.cancel);
+    let audits = audit_all(&request, &wanted, arguments.jobs.into(), &audit);
+    progress.finish();
+    let audits = audits?;
+    if arguments.json {
+        terminal::answer_json(&json!({ "format": 1, "audits": audits }))?;
+    } else {
+        terminal::answer(&audit_text::report(&audits))?;
+    }
+    verdict(&audits)
+}
+
+/// What is to be audited, inputs before what is made from them.
+fn wanted(graph: &Graph, closure: bool) -> Vec<StaticHash> {
+    let goals: Vec<StaticHash> = graph.goals.iter().map(|(_, key)| key.derivation).collect();
+    let mut order = Vec::new();
+    let mut seen = BTreeSet::new();
+    // An explicit stack: what is left when all below it is done comes after that.
+    let mut stack: Vec<(StaticHash, bool)> =
+        goals.iter().rev().map(|hash| (*hash, false)).collect();
+    while let Some((hash, below_is_done)) = stack.pop() {
+        if below_is_done {
+            order.push(hash);
+            continue;
+        }
+        if !seen.insert(hash) {
+            continue;
+        }
+        stack.push((hash, true));
+        if closure && let Some(derivation) = graph.derivations.get(&hash) {
+            let inputs = derivation.inputs().iter().map(|input| input.key.derivation);
+            stack.extend(inputs.map(|input| (input, false)));
+        }
+    }
+    order
+}
+
+/// Audits all, some at once; the reports in the order of `wanted`.
+fn audit_all(
+    request: &Request,
+    wanted: &[StaticHash],
+    jobs: usize,
+    audit: &(dyn Fn(&StaticHash) -> Result<Audit, AuditError> + Sync),
+) -> CommandResult<Vec<Audit>> {
+    let next = Mutex::new(wanted.iter().enumerate());
+    let done = Mutex::new(Vec::new());
+    let work = || {
+        while let Some((number, hash)) = { next.lock().expect("no holder panics").next() } {
+            let result = audit(hash);
+            let end = matches!(result, Err(AuditError::Cancelled));
+            done.lock().expect("no holder panics").push((number, result));
+            if end {
+                return;
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.min(wanted.len()) {
+            scope.spawn(work);
+        }
+    });
+    let mut done = done.into_inner().expect("no holder panics");
+    done.sort_by_key(|(number, _)| *number);
+    let report = |(number, result): (usize, Result<Audit, AuditError>)| match result {
+        Ok(audit) => Ok(audit),
+        Err(AuditError::Failed { source, .. }) => {
+            let hash = &wanted[number];
+            let reason = format!("{source}\n{}", causes(&*source)).trim_end().to_owned();
+            let derivation = &request.derivations[hash];
+            Ok(Audit::of(hash, derivation, Status::Unknown { reason }))
+        }
+        Err(error) => Err(error.into()),
+    };
+    done.into_iter().map(report).collect()
+}
+
+/// The command's end: what differs is worse than what is unknown.
+fn verdict(audits: &[Audit]) -> CommandResult {
+    let count =
+        |wanted: fn(&Status) -> bool| audits.iter().filter(|audit| wanted(&audit.status)).count();
+    let differing = count(|status| matches!(status, Status::Differs));
+    let unknown = count(|status| matches!(status, Status::Unknown { .. }));
+    let audited = differing + count(|status| matches!(status, Status::Identical));
+    if differing > 0 {
+        let what = match differing {
+            1 => "1 derivation is not reproducible".to_owned(),
+            several => format!("{several} derivations are not reproducible"),
+        };
+        return Err(CommandError::new(ExitCode::Differs, what));
+    }
+    if unknown > 0 {
+        let what = format!("{unknown} of {} could not be audited", unknown + audited);
+        return Err(CommandError::user(what).hint("srp realise has it built, with its inputs"));
+    }
+    if audited == 0 {
+        terminal::say("nothing of that is built: --closure also audits what it is made from");
+    }
+    Ok(())
+}

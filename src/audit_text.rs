@@ -1,0 +1,166 @@
+//! An audit's report as text for people.
+//!
+//! It may hold what builds wrote: every line of that is made printable.
+
+use std::fmt::Write as _;
+
+use srp_builder::audit::{Audit, Change, Difference, Dimension, Kind, Status};
+use srp_store::OutputName;
+
+use crate::terminal::printable;
+
+/// So many paths of one difference are listed.
+const MOST_PATHS: usize = 20;
+/// So many causes are told.
+const MOST_CAUSES: usize = 3;
+
+/// The whole report.
+pub(crate) fn report(audits: &[Audit]) -> String {
+    let mut text = String::new();
+    for audit in audits.iter().filter(|it| !matches!(it.status, Status::NotAudited { .. })) {
+        one(&mut text, audit);
+    }
+    let count = |wanted: fn(&Status) -> bool| audits.iter().filter(|it| wanted(&it.status)).count();
+    let _ = write!(
+        text,
+        "{} identical, {} differing",
+        count(|status| matches!(status, Status::Identical)),
+        count(|status| matches!(status, Status::Differs)),
+    );
+    for (number, word) in [
+        (count(|status| matches!(status, Status::Unknown { .. })), "unknown"),
+        (
+            count(|status| matches!(status, Status::NotAudited { .. })),
+            "not audited (fetched and verified by hash, or composed)",
+        ),
+    ] {
+        if number > 0 {
+            let _ = write!(text, ", {number} {word}");
+        }
+    }
+    text + "\n"
+}
+
+fn one(text: &mut String, audit: &Audit) {
+    let status = match &audit.status {
+        Status::Identical => "identical",
+        Status::Differs => "differs",
+        Status::NotAudited { .. } => "not audited",
+        Status::Unknown { .. } => "unknown",
+    };
+    let _ = write!(text, "{status}: {}", audit.name);
+    if !audit.version.is_empty() {
+        let _ = write!(text, " {}", audit.version);
+    }
+    if !audit.rounds.is_empty() {
+        let rounds = audit.rounds.len();
+        let varied = audit.dimensions.iter().filter(|tried| tried.variation.is_some()).count();
+        let milliseconds: u64 = audit.rounds.iter().map(|round| round.milliseconds).sum();
+        let plural = if rounds == 1 { "" } else { "s" };
+        let dimensions = if varied == 1 { "" } else { "s" };
+        let _ = write!(
+            text,
+            " ({rounds} round{plural}, {varied} dimension{dimensions}, {:.1} s)",
+            milliseconds as f64 / 1000.0
+        );
+    }
+    text.push('\n');
+    if let Status::Unknown { reason } | Status::NotAudited { reason } = &audit.status {
+        indented(text, 2, reason);
+    }
+    for tried in &audit.dimensions {
+        if let Some(reason) = &tried.not_applicable {
+            let _ = writeln!(text, "  not applicable: {}, because {reason}", tried.dimension);
+        }
+    }
+    for difference in &audit.differences {
+        self::difference(text, audit, difference);
+    }
+}
+
+fn difference(text: &mut String, audit: &Audit, difference: &Difference) {
+    let verb = if difference.failed.is_some() { "fails" } else { "differs" };
+    let sometimes = if difference.sometimes { "sometimes " } else { "" };
+    let when = match difference.when.as_slice() {
+        [] => "nothing is varied (race, randomness, time)".to_owned(),
+        [one] => described(audit, *one),
+        several => {
+            let names: Vec<&str> = several.iter().map(|dimension| dimension.name()).collect();
+            format!("only together: {}", names.join(", "))
+        }
+    };
+    let _ = writeln!(text, "  {sometimes}{verb} when: {when}");
+    if !difference.steady_under.is_empty() {
+        let names: Vec<String> =
+            difference.steady_under.iter().map(|it| described(audit, *it)).collect();
+        let _ = writeln!(text, "    steady when: {}", names.join(", "));
+    }
+    if let Some(failed) = &difference.failed {
+        indented(text, 4, &failed.how);
+        for line in &failed.log_tail {
+            let _ = writeln!(text, "    | {}", printable(line));
+        }
+    }
+    for change in difference.changes.iter().take(MOST_PATHS) {
+        self::change(text, change);
+    }
+    if difference.changes.len() > MOST_PATHS {
+        let _ = writeln!(text, "    … and {} paths more", difference.changes.len() - MOST_PATHS);
+    }
+    for cause in difference.causes.iter().take(MOST_CAUSES) {
+        let _ = writeln!(text, "    likely cause: {} [{}]", cause.what, cause.pattern);
+        let _ = writeln!(text, "      what helps: {}", cause.advice);
+    }
+    if let Some(kept) = &difference.kept {
+        let _ = writeln!(text, "    kept: {}", kept.display());
+    }
+}
+
+/// A dimension and what of it was varied: `build-path (/srp/build, /srp/elsewhere/build)`.
+fn described(audit: &Audit, dimension: Dimension) -> String {
+    let tried = audit.dimensions.iter().find(|tried| tried.dimension == dimension);
+    match tried.and_then(|tried| tried.variation.as_ref()) {
+        Some(variation) if variation.usual.is_empty() => {
+            format!("{dimension} ({})", variation.varied)
+        }
+        Some(variation) => format!("{dimension} ({} → {})", variation.usual, variation.varied),
+        None => dimension.to_string(),
+    }
+}
+
+fn change(text: &mut String, change: &Change) {
+    let output = match change.output == OutputName::out() {
+        true => String::new(),
+        false => format!("{}:", change.output),
+    };
+    let path = printable(&change.path);
+    let what = match &change.kind {
+        Kind::Added => "only in the rebuild".to_owned(),
+        Kind::Removed => "missing in the rebuild".to_owned(),
+        Kind::Type { registered, rebuilt } => format!("a {registered}, rebuilt a {rebuilt}"),
+        Kind::Mode { registered_executable: true } => "no longer executable".to_owned(),
+        Kind::Mode { registered_executable: false } => "now executable".to_owned(),
+        Kind::Target { registered, rebuilt } => {
+            format!("links to {}, rebuilt to {}", printable(registered), printable(rebuilt))
+        }
+        Kind::Content { registered_bytes, rebuilt_bytes } if registered_bytes == rebuilt_bytes => {
+            format!("{registered_bytes} bytes")
+        }
+        Kind::Content { registered_bytes, rebuilt_bytes } => {
+            format!("{registered_bytes} bytes, rebuilt {rebuilt_bytes}")
+        }
+    };
+    let _ = writeln!(text, "    {output}{path}: {what}");
+    for part in &change.parts {
+        let _ = writeln!(text, "      {}", printable(&part.place));
+        for line in &part.lines {
+            let _ = writeln!(text, "        {}", printable(line));
+        }
+    }
+}
+
+fn indented(text: &mut String, columns: usize, lines: &str) {
+    for line in lines.lines() {
+        let _ = writeln!(text, "{:columns$}{}", "", printable(line));
+    }
+}

@@ -1,0 +1,356 @@
+//! `srp audit` finds what isn't reproducible, says when and why, and accuses nothing else.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::support::host::{NOBODY, as_nobody, is_root, mark, skipped};
+use crate::support::processes::{eventually, processes_with};
+use crate::support::{Place, Run, place};
+
+/// Something that is irreproducible in one way.
+struct Fixture {
+    name: &'static str,
+    /// What writes to `f`.
+    script: &'static str,
+    /// The dimensions that must be named; none: it differs whatever is varied.
+    when: &'static [&'static str],
+    /// The first cause that must be named.
+    pattern: &'static str,
+}
+
+const fn fixture(
+    name: &'static str,
+    script: &'static str,
+    when: &'static [&'static str],
+    pattern: &'static str,
+) -> Fixture {
+    Fixture { name, script, when, pattern }
+}
+
+const MANY_FILES: &str = "for i in $(seq 40); do echo $i > file-$i; done";
+
+const IRREPRODUCIBLE: &[Fixture] = &[
+    fixture("date", "date", &[], "date"),
+    fixture("epoch", "date +%s", &[], "date"),
+    fixture("random", "od -An -tx1 -N16 /dev/urandom | tr -d ' '", &[], "random"),
+    fixture(
+        "race",
+        "for i in $(seq 20); do (usleep $(od -An -tu2 -N2 /dev/urandom); echo $i) & done; wait",
+        &[],
+        "order",
+    ),
+    fixture("address", "grep stack /proc/self/maps", &[], "addresses"),
+    fixture("tar-time", "echo x > a; tar -c a", &[], "member-time"),
+    fixture("year", "date -u +%Y", &["clock"], "date"),
+    fixture("weekday", "date -u +%A", &["clock"], "date"),
+    fixture("host", "hostname", &["hostname"], "host-name"),
+    fixture("path", "pwd", &["build-path"], "build-path"),
+    fixture("path-length", "pwd | wc -c", &["build-path"], "build-path"),
+    fixture("home", "echo ~/.config", &["build-path"], "build-path"),
+    fixture("uid", "id -u", &["user"], "user"),
+    fixture("user-name", "echo built by $USER", &["user"], "user"),
+    fixture("passwd", "whoami", &["user"], "user"),
+    fixture("umask", "umask", &["umask"], "umask"),
+    fixture("umask-mode", "touch a; stat -c %a a", &["umask"], "umask"),
+    fixture("locale", "echo $LC_ALL", &["locale"], "locale"),
+    fixture("time-zone", "date -d @0 +%H:%M", &["time-zone"], "time-zone"),
+    fixture("processors", "nproc", &["processors"], "processors"),
+    fixture("jobs", "echo $SRP_CORES", &["processors"], "processors"),
+    fixture("make-jobs", "echo ${MAKEFLAGS%% *}", &["processors"], "processors"),
+    fixture("environment", "env | wc -l", &["environment"], "environment"),
+    fixture("terminal", "test -t 3 && echo colour || echo plain", &["terminal"], "terminal"),
+    fixture("kernel", "uname -r", &["kernel"], "kernel"),
+    fixture("directory-order", "MANY; find . -name 'file-*'", &["file-system"], "order"),
+    fixture(
+        "ar-order",
+        r"MANY
+        printf '!<arch>\n'
+        for i in $(find . -name 'file-1?'); do
+            printf '%-16s%-12s%-6s%-6s%-8s%-10s`\nx\n' ${i#./}/ 0 0 0 644 2
+        done",
+        &["file-system"],
+        "order",
+    ),
+];
+
+/// What looks as if it depended on something, and doesn't.
+const REPRODUCIBLE: &[(&str, &str)] = &[
+    ("source-date", "date -u -d @$SOURCE_DATE_EPOCH"),
+    ("constant-date", "echo Built on Nov 22 2026 at 10:11:12 by build@srp in /usr/src"),
+    ("pid", "echo $$"),
+    ("sorted", "MANY; find . -name 'file-*' | LC_ALL=C sort"),
+    ("unused-random", "od -N16 /dev/urandom > a; echo x"),
+    ("unused-date", "date > a; echo $(wc -l < a)"),
+    ("mode-of-its-own", "touch a; chmod 644 a; stat -c %a a"),
+    ("own-umask", "umask 022; touch a; stat -c %a a"),
+    (
+        "joined",
+        "for i in $(seq 20); do (usleep $(od -An -tu2 -N2 /dev/urandom); echo $i > file-$i) & done; wait; cat file-*",
+    ),
+    ("gzip-of-input", "date > a; echo x | gzip"),
+    ("inputs", "ls -l --full-time /usr/bin/busybox | cut -c 1-10; stat -c %Y /usr/bin/busybox"),
+    ("environment-of-its-own", "env -i LC_ALL=C TZ=UTC sh -c 'date -d @0; echo $PATH'"),
+];
+
+/// The components of a script for each.
+fn components<'a>(scripts: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let mut text = String::new();
+    let mut names = Vec::new();
+    for (name, script) in scripts {
+        let script = script.replace("MANY", MANY_FILES);
+        let lines = format!("exec 3>&1\n{{ {script}\n}} > $out/usr/f");
+        // Starlark's raw strings are as Rust's: nothing in the scripts ends them.
+        text += &format!(
+            "c_{} = sh(\"{name}\", r'''{lines}''', allow_sandbox_paths = \"a test\")\n",
+            name.replace('-', "_")
+        );
+        names.push(format!("\"{name}\": c_{}", name.replace('-', "_")));
+    }
+    let root = "root = stage(name = \"root\", build = TRIPLE, host = TRIPLE, tools = [applets])\n";
+    format!("{root}{text}return {{\"\": root, {}}}\n", names.join(", "))
+}
+
+fn attributes<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    names.map(|name| format!("t.x.{name}")).collect()
+}
+
+fn with<'a>(command: &[&'a str], attributes: &'a [String]) -> Vec<&'a str> {
+    command.iter().copied().chain(attributes.iter().map(String::as_str)).collect()
+}
+
+/// The audits of a run by name.
+fn audits(run: &Run) -> BTreeMap<String, Value> {
+    let answer: Value = serde_json::from_str(&run.stdout).unwrap_or_else(|_| panic!("{run}"));
+    assert_eq!(answer["format"], 1);
+    let audits = answer["audits"].as_array().unwrap().iter();
+    audits.map(|it| (it["name"].as_str().unwrap().to_owned(), it.clone())).collect()
+}
+
+fn texts(value: &Value) -> Vec<&str> {
+    value.as_array().unwrap().iter().map(|it| it.as_str().unwrap()).collect()
+}
+
+/// Whether the store's own file system is in memory: then nothing else is to be had.
+fn in_memory(place: &Place) -> bool {
+    let kind = nix::sys::statfs::statfs(&place.store()).unwrap().filesystem_type();
+    kind == nix::sys::statfs::TMPFS_MAGIC
+}
+
+#[test]
+fn each_way_of_being_irreproducible_is_found_and_named() {
+    let place = Place::new(&components(IRREPRODUCIBLE.iter().map(|it| (it.name, it.script))));
+    let attrs = attributes(IRREPRODUCIBLE.iter().map(|it| it.name));
+    place.srp(&with(&["realise"], &attrs)).succeeded();
+    // What differs by the second must do so for the last that was built, too.
+    std::thread::sleep(Duration::from_millis(1100));
+    let run = place.srp(&with(&["audit", "--json"], &attrs)).exited(5);
+    let audits = audits(&run);
+    let mut wrong = Vec::new();
+    for fixture in IRREPRODUCIBLE {
+        let audit = &audits[fixture.name];
+        let not_applicable = |name: &&&str| {
+            let tried = audit["dimensions"].as_array().unwrap();
+            tried.iter().any(|it| it["dimension"] == **name && it["variation"].is_null())
+        };
+        if let Some(name) = fixture.when.iter().find(not_applicable) {
+            assert!(*name != "file-system" || in_memory(&place), "{audit:#}");
+            skipped(fixture.name, &format!("{name} can't be varied here"));
+            continue;
+        }
+        let differences = audit["differences"].as_array().unwrap();
+        let when: Vec<_> = differences.iter().flat_map(|it| texts(&it["when"])).collect();
+        let pattern = differences.first().map(|it| it["causes"][0]["pattern"].clone());
+        if audit["status"] != "differs"
+            || differences.len() != 1
+            || when != fixture.when
+            || pattern != Some(fixture.pattern.into())
+        {
+            wrong.push(format!("{}: {when:?}, {pattern:?}: {audit:#}", fixture.name));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn what_only_looks_suspicious_is_not_accused() {
+    let place = Place::new(&components(REPRODUCIBLE.iter().copied()));
+    let attrs = attributes(REPRODUCIBLE.iter().map(|(name, _)| *name));
+    place.srp(&with(&["realise"], &attrs)).succeeded();
+    let run = place.srp(&with(&["audit", "--json", "--rounds", "3"], &attrs)).succeeded();
+    for (name, audit) in audits(&run) {
+        assert_eq!(audit["status"], "identical", "{name}: {audit:#}");
+        assert_eq!(audit["rounds"].as_array().unwrap().len(), 3);
+        for tried in audit["dimensions"].as_array().unwrap() {
+            let excused = tried["dimension"] == "file-system" && in_memory(&place);
+            assert!(tried["variation"].is_object() || excused, "{name}: {tried:#}");
+        }
+    }
+    assert!(!place.store().join("audits").exists(), "nothing was to be kept");
+}
+
+/// Every file of the store but the index, with its content.
+fn content(store: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut directories = vec![store.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for path in place::list(&directory) {
+            let name = path.strip_prefix(store).unwrap().to_str().unwrap().to_owned();
+            if ["index", "audits", "eval", "composed"].contains(&name.as_str()) {
+                continue;
+            }
+            if path.is_dir() && !path.is_symlink() {
+                directories.push(path.clone());
+                found.insert(name, Vec::new());
+            } else if !path.is_symlink() {
+                found.insert(name, fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+const TWO_OUTPUTS: &str = r#"
+two = sh("two", "mkdir -p $dev/usr/include; hostname > $dev/usr/include/h; id -u > $out/usr/f; mkdir $out/usr/same; echo same > $out/usr/same/s", outputs = ["out", "dev"])
+steady = sh("steady", "echo steady > $out/usr/steady", tools = [two])
+root = stage(name = "root", build = TRIPLE, host = TRIPLE, tools = [steady])
+return {"": root, "two": two, "steady": steady}
+"#;
+
+#[test]
+fn the_store_is_as_it_was_and_what_differs_is_kept_aside() {
+    let place = Place::new(TWO_OUTPUTS);
+    place.realise("t.x");
+    place.realise("t.x.two");
+    // The first audit makes what can be made again: the cached evaluation.
+    let run = place.srp(&["audit", "t.x.steady"]).succeeded();
+    assert!(run.stdout.starts_with("identical: steady 1 (1 round, "), "{run}");
+    let before = content(&place.store());
+    let run = place.srp(&["audit", "t.x.two"]).exited(5);
+    assert_eq!(content(&place.store()), before);
+    place.assert_tidy();
+    for part in [
+        "differs: two 1 (",
+        "differs when: hostname (srp → audit-host)",
+        "differs when: user (1000:1000 → 2718:3141 (auditor))",
+        "dev:/usr/include/h: 4 bytes, rebuilt 11",
+        "-srp",
+        "+audit-host",
+        "likely cause: the host's name is in the output [host-name]",
+        "0 identical, 1 differing",
+    ] {
+        assert!(run.stdout.contains(part), "{part:?} is missing:\n{run}");
+    }
+    assert!(!run.stdout.contains("/usr/same"), "{run}");
+    let kept = run.stdout.lines().find_map(|line| line.trim().strip_prefix("kept: ")).unwrap();
+    let kept = Path::new(kept);
+    assert!(kept.starts_with(place.store().join("audits")), "{kept:?}");
+    assert_eq!(fs::read_to_string(kept.join("dev/usr/include/h")).unwrap(), "audit-host\n");
+    // Elsewhere, and of one dimension only.
+    let keep = place.path("kept");
+    let arguments = ["audit", "t.x.two", "--vary", "user", "--keep", keep.to_str().unwrap()];
+    let run = place.srp(&arguments).exited(5);
+    assert!(!run.stdout.contains("hostname"), "{run}");
+    let kept = place::list(&keep).remove(0).join("user/out/usr/f");
+    assert_eq!(fs::read_to_string(kept).unwrap(), "2718\n");
+}
+
+#[test]
+fn what_is_not_built_is_said_so() {
+    let place = Place::new(TWO_OUTPUTS);
+    place.srp(&["audit", "t.x"]).exited(1).says(&["there is no store"]);
+    place.realise("t.x.two");
+    let run = place.srp(&["audit", "t.x.steady"]).exited(1).says(&["could not be audited"]);
+    assert!(run.stdout.contains("unknown: steady 1\n  it is not realised"), "{run}");
+    place.realise("t.x");
+    let run = place.srp(&["audit", "t.x"]).succeeded().says(&["--closure"]);
+    assert!(run.stdout.contains("1 not audited"), "{run}");
+    let run = place.srp(&["audit", "--closure", "t.x", "--json"]).exited(5);
+    let audits = audits(&run);
+    let status = |name: &str| audits[name]["status"].as_str().unwrap();
+    assert_eq!(["root", "busybox-static"].map(status), ["not-audited"; 2]);
+    assert_eq!(["applets", "steady"].map(status), ["identical"; 2]);
+    assert_eq!(status("two"), "differs");
+    place.srp(&["audit", "t.x", "--vary", "moon"]).exited(2).says(&["moon", "build-path"]);
+}
+
+#[test]
+fn a_rebuild_that_fails_is_a_difference_with_a_dimension() {
+    let place = Place::new(
+        r#"return {"": sh("here", "echo looking around; [ $(pwd | wc -c) = 11 ] || exit 3; echo > $out/usr/f"),
+    "both": sh("both", "if [ $(hostname) != srp ] && [ $(id -u) != 1000 ]; then echo both; else echo no; fi > $out/usr/f")}"#,
+    );
+    place.realise("t.x");
+    let run = place.srp(&["audit", "t.x"]).exited(5);
+    for part in ["fails when: build-path", "exited with status 3", "| looking around"] {
+        assert!(run.stdout.contains(part), "{part:?} is missing:\n{run}");
+    }
+    place.realise("t.x.both");
+    let run = place.srp(&["audit", "t.x.both", "--vary", "hostname,umask,user"]).exited(5);
+    assert!(run.stdout.contains("differs when: only together: hostname, user, umask"), "{run}");
+}
+
+#[test]
+fn a_killed_audit_is_swept_by_the_next() {
+    let mark = mark();
+    let script = format!("if [ $(hostname) != srp ]; then sleep {mark}; fi; echo > $out/usr/f");
+    let place =
+        Place::new(&format!("return {{\"\": sh(\"slow\", \"{script}\"), \"seed\": applets}}"));
+    place.realise("t.x");
+    let start = || {
+        let mut command = place.command(&["audit", "t.x"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        assert!(eventually(|| !processes_with(&format!("sleep\0{mark}")).is_empty()));
+        child
+    };
+    let send = |child: &std::process::Child, signal| {
+        kill(Pid::from_raw(child.id().try_into().unwrap()), signal).unwrap();
+    };
+    let mut killed = start();
+    send(&killed, Signal::SIGKILL);
+    killed.wait().unwrap();
+    assert!(eventually(|| processes_with(&mark).is_empty()));
+    assert!(!place::list(&place.store().join("tmp")).is_empty(), "the test tests nothing");
+    place.srp(&["audit", "t.x.seed"]).succeeded();
+    place.assert_tidy();
+
+    let interrupted = start();
+    send(&interrupted, Signal::SIGINT);
+    let run = Run::from(interrupted.wait_with_output().unwrap()).exited(130);
+    run.says(&["interrupted; the store is as it was"]);
+    place.assert_tidy();
+    assert_eq!(place.planned("t.x"), Vec::<String>::new());
+}
+
+#[test]
+fn a_user_without_privileges_finds_the_same() {
+    if !is_root() {
+        skipped("an audit as another user", "only root can become one");
+        return;
+    }
+    let names =
+        ["year", "host", "path", "uid", "umask", "terminal", "kernel", "address", "processors"];
+    let fixtures = || IRREPRODUCIBLE.iter().filter(|it| names.contains(&it.name));
+    let place = Place::new(&components(fixtures().map(|it| (it.name, it.script))));
+    let program = place.give_to(NOBODY);
+    let srp = |arguments: &[&str]| {
+        let mut command = Command::new(&program);
+        place.surround(&mut command).args(arguments);
+        Run::of(as_nobody(&mut command))
+    };
+    let attrs = attributes(fixtures().map(|it| it.name));
+    srp(&with(&["realise"], &attrs)).succeeded();
+    let audits = audits(&srp(&with(&["audit", "--json"], &attrs)).exited(5));
+    for fixture in fixtures() {
+        let difference = &audits[fixture.name]["differences"][0];
+        let pattern = difference["causes"][0]["pattern"].as_str();
+        assert_eq!(texts(&difference["when"]), fixture.when, "{}", fixture.name);
+        assert_eq!(pattern, Some(fixture.pattern), "{}", fixture.name);
+    }
+}
