@@ -23,6 +23,8 @@ mod cases {
     mod neighbours;
     mod realise;
     mod refusals;
+    #[cfg(feature = "s3")]
+    mod s3;
     mod serve;
     mod tidy;
 }

@@ -148,8 +148,8 @@ fn a_cache_that_is_down_or_talks_nonsense_is_one_that_has_nothing() {
         let place = user(&[url, cache.to_str().unwrap()], &[&key], "");
         place.srp(&["realise", "--no-build", "t.x"]).succeeded();
     }
-    let place = user(&["s3://bucket/cache"], &[&key], "");
-    place.srp(&["realise", "t.x"]).exited(1).says(&["s3:// is not supported"]);
+    let place = user(&["gs://bucket/cache"], &[&key], "");
+    place.srp(&["realise", "t.x"]).exited(1).says(&["gs:// is not supported"]);
 }
 
 #[test]

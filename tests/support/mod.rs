@@ -5,6 +5,8 @@
 
 pub(crate) mod caches;
 pub(crate) mod host;
+#[cfg(feature = "s3")]
+pub(crate) mod moto;
 pub(crate) mod nginx;
 pub(crate) mod place;
 pub(crate) mod processes;
