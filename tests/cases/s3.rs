@@ -9,8 +9,8 @@ use crate::support::{Place, Run};
 /// A root of several objects; one is of 20 MB that don't compress: more than goes in one request.
 const LARGE: &str = r#"
 small = sh("small", "echo small > $out/usr/small")
-other = sh("other", "echo other > $out/usr/other", run = [small])
-large = sh("large", "dd if=/dev/urandom of=$out/usr/large bs=1M count=20", run = [other])
+other = sh("other", "echo other > $out/usr/other", tools = [small], run = [small])
+large = sh("large", "dd if=/dev/urandom of=$out/usr/large bs=1M count=20", tools = [other], run = [other])
 root = stage(name = "root", build = TRIPLE, host = TRIPLE, tools = [large, applets])
 return {"": root, "small": small}
 "#;

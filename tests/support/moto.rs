@@ -2,11 +2,14 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use super::host::skipped;
 use super::processes::eventually;
+
+/// 5.2.1 takes Amazon's own client for somebody with a wrong secret when it lists below a prefix.
+const SOUND: [u32; 3] = [5, 2, 5];
 
 /// May do anything with buckets.
 const POLICY: &str = "%7B%22Version%22%3A%222012-10-17%22%2C%22Statement%22%3A%5B%7B\
@@ -29,9 +32,18 @@ impl Moto {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let found = std::env::split_paths(&path).map(|directory| directory.join("moto_server"));
         let Some(program) = named.into_iter().chain(found).find(|program| program.is_file()) else {
-            skipped(what, "moto_server is not installed (PyPI: moto[server]; SRP_TEST_MOTO=PATH)");
+            skipped(
+                what,
+                "moto_server is not installed (PyPI: moto[server]>=5.2.5; SRP_TEST_MOTO=PATH)",
+            );
             return None;
         };
+        if let Some(version) = version(&program).filter(|version| *version < SOUND) {
+            let why =
+                format!("moto {version:?} refuses lists that are signed right; {SOUND:?} doesn't");
+            skipped(what, &why);
+            return None;
+        }
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut command = Command::new(program);
         command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
@@ -103,6 +115,15 @@ impl Moto {
         assert!(answer.lines().next().is_some_and(|line| line.contains(" 200 ")), "{answer}");
         answer
     }
+}
+
+/// The version of moto, if a Python that knows it lies beside the program.
+fn version(program: &Path) -> Option<[u32; 3]> {
+    let mut python = Command::new(program.with_file_name("python3"));
+    python.args(["-c", "import importlib.metadata as it; print(it.version('moto'))"]);
+    let text = String::from_utf8(python.output().ok()?.stdout).ok()?;
+    let numbers: Option<Vec<u32>> = text.trim().split('.').map(|it| it.parse().ok()).collect();
+    numbers?.try_into().ok()
 }
 
 /// The text of the first XML element of that name.
