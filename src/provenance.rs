@@ -101,7 +101,11 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     let built = provenance.kinds.values().filter(|kind| **kind == Kind::Build).count();
     let _ = writeln!(text, "{} is made by {built} builds", arguments.attr);
     let _ = writeln!(text, "  from {}", sources.in_words("source", "sources"));
-    let _ = writeln!(text, "  trusting {}", seed.in_words("package", "packages of the seed"));
+    let _ = writeln!(
+        text,
+        "  trusting {}",
+        seed.in_words("package of the seed", "packages of the seed")
+    );
     terminal::answer(&text)
 }
 

@@ -1,16 +1,18 @@
 //! What something was made from: as a tree, as JSON, and as bills of materials.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::Value;
+use sha2::Digest as _;
 
 use crate::support::Place;
 use crate::support::host::skipped;
 
 /// A tool that is built, a source that is fetched, and what is made of them with the seed.
 const MADE: &str = r#"
-source = fetch(name = "text", version = "1+2", sha256 = "@SHA256@", urls = ["file://@FILE@"])
+source = fetch(name = "text", version = "1+2", sha256 = "@SHA256@", urls = ["mirror://texts/text"])
 tool = sh("tool", "echo t > $out/usr/tool")
 made = sh("made", "cat /srp/source/text/text /usr/tool > $out/usr/made", tools = [tool], sources = [source])
 return {"": stage(name = "root", build = TRIPLE, host = TRIPLE, tools = [made]), "made": made, "source": source}
@@ -18,15 +20,14 @@ return {"": stage(name = "root", build = TRIPLE, host = TRIPLE, tools = [made]),
 
 fn place() -> Place {
     let place = Place::new("return {}");
-    place.write("text", "source text\n");
-    let sha256 = "@SHA256@";
-    let digest = {
-        use sha2::Digest as _;
-        let digest = sha2::Sha256::digest(b"source text\n");
-        digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
-    };
-    let file = place.path("text");
-    place.define(&MADE.replace(sha256, &digest).replace("@FILE@", file.to_str().unwrap()));
+    let text = "source text\n";
+    place.write("texts/text", text);
+    let config = "home/.config/srp/config.toml";
+    let mirror = format!("[mirrors]\ntexts = 'file://{}'\n", place.path("texts").display());
+    place.write(config, &(fs::read_to_string(place.path(config)).unwrap() + &mirror));
+    let digest = sha2::Sha256::digest(text);
+    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    place.define(&MADE.replace("@SHA256@", &digest));
     place
 }
 
