@@ -50,7 +50,7 @@ use std::sync::Arc;
 pub use closure::{Closure, Delta, Location, ObjectRecord, Pointer};
 pub use concurrent::concurrently;
 #[cfg(fuzzing)]
-pub(crate) use delta::apply as apply_delta;
+pub(crate) use delta::{MAGIC as DELTA_MAGIC, apply as apply_delta};
 pub use directory::DirectoryRemote;
 pub use error::{CacheError, Severity, WrongDigest};
 pub use export::{Contents, ExportError, Exported, Exporter};
@@ -68,6 +68,8 @@ pub use path::{CachePath, Signer};
 pub use policy::{Asked, Complaint, Decision, Evidence, Policy, Side, Verdict};
 pub use publish::{Published, Publisher, Scope};
 pub use remote::{Body, Content, Remote, Stat};
+#[cfg(fuzzing)]
+pub(crate) use sealed::first_line;
 pub use sealed::{SealError, Sealable, Sealed};
 pub use sighting::{Freshness, Sighting};
 pub use statement::{Provenance, StatedOutput, Statement};

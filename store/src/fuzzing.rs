@@ -6,18 +6,20 @@
 use crate::cache::{
     Closure, Contents, Location, ObjectRecord, Pointer, Sealable, Sealed, Statement,
 };
-use crate::cache::{Index, apply_delta};
+use crate::cache::{DELTA_MAGIC, Index, apply_delta, first_line};
 use crate::derivation::Derivation;
 use crate::digest::Digest;
 use crate::encode::{Canonical, Encoder};
 use crate::object::Object;
 use crate::tree::Directory;
 
-/// Every kind of sealed file.
+/// Every kind of sealed file, after its first line.
 pub fn sealed(bytes: &[u8]) {
     fn file<T: Sealable>(bytes: &[u8]) {
-        if let Ok(sealed) = Sealed::<T>::from_bytes(bytes) {
-            assert_eq!(Sealed::<T>::from_bytes(&sealed.to_bytes()).as_ref(), Ok(&sealed));
+        let bytes = [first_line::<T>().as_bytes(), bytes].concat();
+        if let Ok(sealed) = Sealed::<T>::from_bytes(&bytes) {
+            let again = Sealed::<T>::from_bytes(&sealed.to_bytes()).ok();
+            assert_eq!(again.map(|it| it.digest()), Some(sealed.digest()));
         }
     }
     file::<Statement>(bytes);
@@ -69,12 +71,13 @@ pub fn index(bytes: &[u8]) {
     }
 }
 
-/// A delta of a file that is the first part of the bytes.
+/// A delta, after its first bytes, of a file that is the first part of the bytes.
 pub fn delta(bytes: &[u8]) {
     let Some(([old, new], bytes)) = bytes.split_first_chunk::<2>() else { return };
     let (old, delta) = bytes.split_at(usize::from(*old).min(bytes.len()));
     let mut made = Vec::new();
-    if apply_delta(old, delta, u64::from(*new), &mut made).is_ok() {
+    let delta = [DELTA_MAGIC, delta].concat();
+    if apply_delta(old, &delta, u64::from(*new), &mut made).is_ok() {
         assert_eq!(made.len(), usize::from(*new));
     }
 }

@@ -27,7 +27,7 @@ use zstd::stream::raw::{CParameter, DParameter};
 use crate::cache::limited::read_exactly;
 use crate::encode::{DecodeError, Decoder, Encoder};
 
-const MAGIC: &[u8] = b"srp delta 1\n";
+pub(crate) const MAGIC: &[u8] = b"srp delta 1\n";
 /// Files beyond this get no delta: making one takes five times as much memory.
 pub(crate) const MAX_FILE_BYTES: u64 = 256 << 20;
 /// Files below this get no delta: a request costs as much as they do.

@@ -183,6 +183,6 @@ impl<T: Sealable> Sealed<T> {
     }
 }
 
-fn first_line<T: Sealable>() -> String {
+pub(crate) fn first_line<T: Sealable>() -> String {
     format!("srp {} 1\n", T::KIND)
 }

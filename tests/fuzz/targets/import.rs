@@ -18,7 +18,6 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let mut file = tempfile::tempfile_in(DIRECTORY.path()).expect("a file");
     file.write_all(bytes).expect("written");
     file.rewind().expect("rewound");
-    let importer =
-        Importer { store: &STORE, policy: &Policy::default(), trusted_outright: false };
+    let importer = Importer { store: &STORE, policy: &Policy::default(), trusted_outright: false };
     let _ = importer.import(file, "the export", Arc::new(|_| Ok(())));
 });
