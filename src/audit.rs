@@ -40,8 +40,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value = "1")]
     rounds: NonZeroUsize,
     /// What is varied, separated by commas [default: everything that can be varied]
-    #[arg(long, value_name = "LIST", value_delimiter = ',', hide_possible_values = false)]
-    #[arg(value_parser = dimension_parser())]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = dimension_parser())]
     vary: Vec<Dimension>,
     /// Where outputs that differ are kept [default: audits/ in the store]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
