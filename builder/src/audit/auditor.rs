@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use srp_store::ingest::{self, Rules};
-use srp_store::{Action, Build, Claim, Role, StaticHash, StoreError};
+use srp_store::{Action, Build, Claim, ObjectName, Role, StaticHash, StoreError};
 
 use super::cause::{self, Seen};
 use super::compare::{self, Point, Sign};
@@ -146,6 +146,8 @@ struct Auditor<'a> {
     build: &'a Build,
     roots: Roots,
     registered: Trees,
+    /// What the first output is.
+    object: ObjectName,
     around: Surroundings,
     options: &'a AuditOptions,
     /// Where this derivation's differing outputs are kept.
@@ -164,12 +166,15 @@ impl<'a> Auditor<'a> {
         let store = work.store;
         let mut registered = Trees::new();
         let mut size_bytes = 0;
+        let mut object = None;
         for (output, id) in &claim.outputs {
             let info = store.info(id)?;
+            object.get_or_insert_with(|| info.object.path_name());
             size_bytes += info.size_bytes;
             let tree = info.object.tree;
             registered.insert(output.clone(), (store.tree_path(&tree), store.listing(&tree)?));
         }
+        let object = object.expect("every derivation has an output");
         let mut sources_bytes = 0;
         for source in work.role(Role::Sources) {
             sources_bytes += store.info(&source)?.size_bytes;
@@ -186,7 +191,7 @@ impl<'a> Auditor<'a> {
         // What an earlier audit kept is no longer what this one says.
         srp_store::remove_tree(&keep)?;
         let (tried, rounds) = (BTreeMap::new(), Vec::new());
-        Ok(Auditor { work, build, roots, registered, around, options, keep, tried, rounds })
+        Ok(Auditor { work, build, roots, registered, object, around, options, keep, tried, rounds })
     }
 
     fn run(mut self) -> Result<Audit, FailureCause> {
@@ -196,8 +201,9 @@ impl<'a> Auditor<'a> {
         self.work.observer.event(Event::Started { task, activity });
         let mut differing = None;
         let mut identical = 0;
-        for _ in 0..self.options.rounds.max(1) {
-            let rebuilt = self.round(&self.options.dimensions.clone())?;
+        let options = self.options;
+        for _ in 0..options.rounds.max(1) {
+            let rebuilt = self.round(&options.dimensions)?;
             if !rebuilt.points.is_empty() {
                 differing = Some(rebuilt);
                 break;
@@ -208,10 +214,10 @@ impl<'a> Auditor<'a> {
             None => Vec::new(),
             Some(rebuilt) => self.explain(rebuilt, identical > 0)?,
         };
-        let object = self.registered_object()?;
         let status = if differences.is_empty() { Status::Identical } else { Status::Differs };
         let elapsed = began.elapsed();
-        self.work.observer.event(Event::Finished { task, activity, object: &object, elapsed });
+        let object = &self.object;
+        self.work.observer.event(Event::Finished { task, activity, object, elapsed });
         let tried = self.tried.into_iter().map(|(dimension, variation)| {
             let not_applicable = variation.as_ref().err().cloned();
             Tried { dimension, variation: variation.ok(), not_applicable }
@@ -221,16 +227,6 @@ impl<'a> Auditor<'a> {
         (audit.dimensions, audit.rounds, audit.differences) =
             (dimensions, self.rounds, differences);
         Ok(audit)
-    }
-
-    fn registered_object(&self) -> Result<srp_store::ObjectName, FailureCause> {
-        let claim = self.work.store.claim(&self.work.hash)?;
-        let first = claim.and_then(|claim| claim.outputs.values().next().copied());
-        let id = first.ok_or_else(|| FailureCause::Io {
-            action: "find what was audited".to_owned(),
-            source: std::io::ErrorKind::NotFound.into(),
-        })?;
-        Ok(self.work.store.info(&id)?.object.path_name())
     }
 
     /// One rebuild.

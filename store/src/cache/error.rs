@@ -22,7 +22,8 @@ pub enum CacheError {
         /// What the transport says.
         source: io::Error,
     },
-    /// The transport can't do this at all: listing over plain HTTP, for instance.
+    /// The transport can't do this at all: listing behind a web server that lists nothing, for
+    /// instance.
     #[error("the cache {url} can't {action}")]
     Unsupported {
         /// What was asked for, as a verb.
