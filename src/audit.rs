@@ -26,7 +26,8 @@ use crate::terminal;
 /// varied: another host name, another user, another build path, fewer processors … What comes out
 /// is compared with what the store has registered. If it differs, more rebuilds find out under
 /// which circumstances, the files that differ are looked into, and likely causes are named.
-/// Nothing is registered: the store is as it was.
+/// Nothing is registered: the store is as it was. What was found is remembered: an audit that was
+/// interrupted goes on where it was.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -42,6 +43,9 @@ pub(crate) struct Arguments {
     /// What is varied, separated by commas [default: everything that can be varied]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = dimension_parser())]
     vary: Vec<Dimension>,
+    /// Rebuild also what an earlier audit has found out about
+    #[arg(long)]
+    again: bool,
     /// Where outputs that differ are kept [default: audits/ in the store]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     keep: Option<PathBuf>,
@@ -89,7 +93,8 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
         true => Dimension::ALL.iter().copied().collect(),
         false => arguments.vary.iter().copied().collect(),
     };
-    let options = AuditOptions { dimensions, rounds: arguments.rounds.into(), keep };
+    let (rounds, again) = (arguments.rounds.into(), arguments.again);
+    let options = AuditOptions { dimensions, rounds, keep, again };
     let request = graph.request(graph.keys());
 
     let progress = Progress::new(context, &workshop.cancel);

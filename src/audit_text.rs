@@ -3,10 +3,12 @@
 //! It may hold what builds wrote: every line of that is made printable.
 
 use std::fmt::Write as _;
+use std::time::{Duration, UNIX_EPOCH};
 
 use srp_builder::audit::{Audit, Change, Difference, Dimension, Kind, Status};
 use srp_store::OutputName;
 
+use crate::progress;
 use crate::terminal::printable;
 
 /// So many paths of one difference are listed.
@@ -60,8 +62,9 @@ fn one(text: &mut String, audit: &Audit) {
         let dimensions = if varied == 1 { "" } else { "s" };
         let _ = write!(
             text,
-            " ({rounds} round{plural}, {varied} dimension{dimensions}, {:.1} s)",
-            milliseconds as f64 / 1000.0
+            " ({rounds} round{plural}, {varied} dimension{dimensions}, {:.1} s{})",
+            milliseconds as f64 / 1000.0,
+            if audit.remembered { age(audit) } else { String::new() }
         );
     }
     text.push('\n');
@@ -76,6 +79,14 @@ fn one(text: &mut String, audit: &Audit) {
     for difference in &audit.differences {
         self::difference(text, audit, difference);
     }
+}
+
+/// How long ago something was found out.
+fn age(audit: &Audit) -> String {
+    let then = UNIX_EPOCH + Duration::from_secs(audit.audited_at.unwrap_or(0));
+    // A clock that was set back says nothing of use.
+    let age = then.elapsed().unwrap_or_default();
+    format!("; found {} ago", progress::seconds(age))
 }
 
 fn difference(text: &mut String, audit: &Audit, difference: &Difference) {

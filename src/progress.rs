@@ -396,7 +396,7 @@ fn done(activity: Activity) -> &'static str {
 }
 
 /// A measured time: `0.3 s`, `72 s`, `1 h 02 min`.
-fn seconds(elapsed: Duration) -> String {
+pub(crate) fn seconds(elapsed: Duration) -> String {
     let whole = elapsed.as_secs();
     match whole {
         0..10 => format!("{:.1} s", elapsed.as_secs_f64()),

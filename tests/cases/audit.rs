@@ -192,7 +192,9 @@ fn what_only_looks_suspicious_is_not_accused() {
             assert!(tried["variation"].is_object() || excused, "{name}: {tried:#}");
         }
     }
-    assert!(!place.store().join("audits").exists(), "nothing was to be kept");
+    for path in place::list(&place.store().join("audits")) {
+        assert_eq!(path.extension(), Some("json".as_ref()), "nothing else was to be kept");
+    }
 }
 
 /// Every file of the store but the index, with its content.
@@ -259,6 +261,54 @@ fn the_store_is_as_it_was_and_what_differs_is_kept_aside() {
     assert!(!run.stdout.contains("hostname"), "{run}");
     let kept = place::list(&keep).remove(0).join("user/out/usr/f");
     assert_eq!(fs::read_to_string(kept).unwrap(), "2718\n");
+}
+
+#[test]
+fn what_was_found_is_not_found_out_twice() {
+    let place = Place::new(TWO_OUTPUTS);
+    for attr in ["t.x", "t.x.two"] {
+        place.realise(attr);
+    }
+    let audit = |arguments: &[&str], name: &str, status: i32| {
+        let run = place.srp(&[&["audit", "--json"], arguments].concat()).exited(status);
+        audits(&run)[name].clone()
+    };
+    let is_remembered = |audit: &Value| audit["remembered"].as_bool().unwrap();
+    let some = ["t.x.steady", "--vary", "hostname,user"];
+    let first = audit(&some, "steady", 0);
+    assert!(!is_remembered(&first), "{first:#}");
+    let second = audit(&some, "steady", 0);
+    assert!(is_remembered(&second), "{second:#}");
+    assert_eq!(
+        (&first["rounds"], &first["audited_at"]),
+        (&second["rounds"], &second["audited_at"])
+    );
+    let run = place.srp(&[&["audit"], &some[..]].concat()).succeeded();
+    assert!(run.stdout.contains(" s; found ") && run.stdout.contains(" ago)"), "{run}");
+    // Fewer dimensions were varied, too; more were not, and more rounds there were not.
+    assert!(is_remembered(&audit(&["t.x.steady", "--vary", "user"], "steady", 0)));
+    assert!(!is_remembered(&audit(&["t.x.steady", "--vary", "user,umask"], "steady", 0)));
+    assert!(!is_remembered(&audit(&["t.x.steady", "--rounds", "2"], "steady", 0)));
+    assert!(is_remembered(&audit(&some, "steady", 0)));
+    assert!(!is_remembered(&audit(&["t.x.steady", "--again"], "steady", 0)));
+    // What differs is, too, as long as there is something to look at.
+    let differing = audit(&["t.x.two"], "two", 5);
+    assert!(!is_remembered(&differing));
+    let again = audit(&["t.x.two"], "two", 5);
+    assert!(is_remembered(&again));
+    assert_eq!(differing["differences"], again["differences"]);
+    let kept = Path::new(again["differences"][0]["kept"].as_str().unwrap()).to_owned();
+    fs::rename(&kept, kept.with_extension("elsewhere")).unwrap();
+    assert!(!is_remembered(&audit(&["t.x.two"], "two", 5)));
+    assert!(kept.exists());
+    // A file that holds nothing of use is no obstacle.
+    for path in place::list(&place.store().join("audits")) {
+        if path.extension() == Some("json".as_ref()) {
+            fs::write(path, "{\"format\": 1").unwrap();
+        }
+    }
+    assert!(!is_remembered(&audit(&some, "steady", 0)));
+    assert!(is_remembered(&audit(&some, "steady", 0)));
 }
 
 #[test]

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use srp_store::ingest::{self, Rules};
 use srp_store::{Action, Build, Claim, ObjectName, Role, StaticHash, StoreError};
@@ -15,6 +15,7 @@ use srp_store::{Action, Build, Claim, ObjectName, Role, StaticHash, StoreError};
 use super::cause::{self, Seen};
 use super::compare::{self, Point, Sign};
 use super::dimension::{Dimension, Surroundings, Variation};
+use super::remembered;
 use super::report::{Audit, Difference, RoundReport, Status, Tried};
 use super::round::{self, Rebuilt};
 use crate::build::{Roots, Trees};
@@ -34,6 +35,8 @@ pub struct AuditOptions {
     pub rounds: usize,
     /// Where differing outputs are kept, one directory for each derivation. It need not be there.
     pub keep: PathBuf,
+    /// Whether to rebuild what is remembered from an earlier audit, too.
+    pub again: bool,
 }
 
 /// Why there is no audit.
@@ -62,7 +65,8 @@ impl Builder<'_> {
     /// Audits one derivation of a request against what the store has registered for it.
     ///
     /// The store gets no object, record or root by it. What remains of a process that is killed
-    /// is swept by the next one.
+    /// is swept by the next one. What was found is remembered, and isn't found out again about the
+    /// same objects unless by more dimensions or in more rounds.
     pub fn audit(
         &self,
         request: &Request,
@@ -99,6 +103,13 @@ impl Builder<'_> {
         let Some(claim) = adopted(self.store, hash).map_err(store)? else {
             return unknown("it is not realised");
         };
+        let name = format!("{}-{}", derivation.name, &hash.to_string()[..12]);
+        let place = remembered::place(self.store, &name);
+        if !options.again
+            && let Some(audit) = remembered::recall(&place, &claim, options)
+        {
+            return Ok(audit);
+        }
         let inputs: Vec<_> = claim.inputs.values().copied().collect();
         if !self.store.contains_closure(&inputs).map_err(store)? {
             return unknown("not all that it was built from is in the store");
@@ -132,7 +143,11 @@ impl Builder<'_> {
             inputs: claim.inputs.clone(),
             runner,
         };
-        Auditor::new(work, build, &claim, options).and_then(Auditor::run).map_err(failed)
+        let keep = options.keep.join(name);
+        let auditor = Auditor::new(work, build, &claim, options, keep).map_err(&failed)?;
+        let audit = auditor.run().map_err(&failed)?;
+        remembered::remember(self.store, &place, &claim, options, &audit).map_err(failed)?;
+        Ok(audit)
     }
 }
 
@@ -162,6 +177,7 @@ impl<'a> Auditor<'a> {
         build: &'a Build,
         claim: &Claim,
         options: &'a AuditOptions,
+        keep: PathBuf,
     ) -> Result<Auditor<'a>, FailureCause> {
         let store = work.store;
         let mut registered = Trees::new();
@@ -186,8 +202,6 @@ impl<'a> Auditor<'a> {
             build_bytes: 6 * sources_bytes + 3 * size_bytes,
         };
         let roots = work.roots()?;
-        let keep = format!("{}-{}", work.derivation.name, &work.hash.to_string()[..12]);
-        let keep = options.keep.join(keep);
         // What an earlier audit kept is no longer what this one says.
         srp_store::remove_tree(&keep)?;
         let (tried, rounds) = (BTreeMap::new(), Vec::new());
@@ -224,6 +238,8 @@ impl<'a> Auditor<'a> {
         });
         let dimensions = tried.collect();
         let mut audit = Audit::of(&self.work.hash, self.work.derivation, status);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        audit.audited_at = Some(now.as_secs());
         (audit.dimensions, audit.rounds, audit.differences) =
             (dimensions, self.rounds, differences);
         Ok(audit)

@@ -2,9 +2,10 @@
 //!
 //! `docs/audit.md` has the same table. A pattern is a guess from what was seen, said as such.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::compare::{Change, Kind, Sign};
 use super::dimension::Dimension;
@@ -25,19 +26,23 @@ pub struct Pattern {
 }
 
 /// A likely cause.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cause {
     /// The pattern's name.
-    pub pattern: &'static str,
+    pub pattern: Cow<'static, str>,
     /// What is the matter.
-    pub what: &'static str,
+    pub what: Cow<'static, str>,
     /// What to do about it.
-    pub advice: &'static str,
+    pub advice: Cow<'static, str>,
 }
 
 impl From<&Pattern> for Cause {
     fn from(pattern: &Pattern) -> Cause {
-        Cause { pattern: pattern.name, what: pattern.what, advice: pattern.advice }
+        Cause {
+            pattern: pattern.name.into(),
+            what: pattern.what.into(),
+            advice: pattern.advice.into(),
+        }
     }
 }
 

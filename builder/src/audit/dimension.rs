@@ -8,7 +8,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Serialize, Serializer};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::build::{BUILD_PATH, environment_of_every_build};
 use crate::sandbox::{Observation, SandboxPlan, SkeletonEntry, Stdio};
@@ -56,7 +57,7 @@ pub(crate) struct Surroundings {
 }
 
 /// What a dimension changed, in words: what every build has, and what this one had.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Variation {
     /// As in every build.
     pub usual: String,
@@ -346,6 +347,12 @@ impl fmt::Display for Dimension {
 impl Serialize for Dimension {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Dimension {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Dimension, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 

@@ -8,13 +8,14 @@
 //! (`compare`) and explained (`cause`).
 //!
 //! What this deliberately isn't: it registers nothing. Of the store it uses scratch directories,
-//! and keeps differing outputs aside where it is told to. It doesn't judge fetches, which are
+//! keeps differing outputs aside where it is told to, and remembers what it found (`remembered`). It doesn't judge fetches, which are
 //! verified by their hash, nor stages, which follow from their components.
 
 mod auditor;
 mod cause;
 mod compare;
 mod dimension;
+mod remembered;
 mod report;
 mod round;
 

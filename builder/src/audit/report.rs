@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use srp_store::{Derivation, StaticHash};
 
 use super::cause::Cause;
@@ -12,7 +12,7 @@ use super::compare::Change;
 use super::dimension::{Dimension, Variation};
 
 /// The audit of one derivation.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Audit {
     /// Which.
     pub derivation: StaticHash,
@@ -23,6 +23,10 @@ pub struct Audit {
     /// What it came to.
     #[serde(flatten)]
     pub status: Status,
+    /// When it was found out, in seconds since 1970; none: nothing was rebuilt.
+    pub audited_at: Option<u64>,
+    /// Whether that was an earlier audit, and nothing was rebuilt for this one.
+    pub remembered: bool,
     /// Every dimension that was asked for, and what became of it.
     pub dimensions: Vec<Tried>,
     /// Every rebuild, in order.
@@ -40,6 +44,8 @@ impl Audit {
             name: derivation.name.to_string(),
             version: derivation.version.clone(),
             status,
+            audited_at: None,
+            remembered: false,
             dimensions: Vec::new(),
             rounds: Vec::new(),
             differences: Vec::new(),
@@ -48,7 +54,7 @@ impl Audit {
 }
 
 /// What an audit came to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "kebab-case")]
 pub enum Status {
     /// Every rebuild gave the registered trees.
@@ -68,7 +74,7 @@ pub enum Status {
 }
 
 /// A dimension, and what became of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tried {
     /// Which.
     pub dimension: Dimension,
@@ -79,7 +85,7 @@ pub struct Tried {
 }
 
 /// One rebuild.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoundReport {
     /// The dimensions that were varied.
     pub varied: Vec<Dimension>,
@@ -92,7 +98,7 @@ pub struct RoundReport {
 }
 
 /// One way in which rebuilds differ.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Difference {
     /// When they do: one dimension; several that do it only together; none: they do whatever is
     /// varied.
@@ -114,7 +120,7 @@ pub struct Difference {
 }
 
 /// How a rebuild failed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failed {
     /// In one sentence.
     pub how: String,

@@ -12,12 +12,13 @@ mod part;
 mod signs;
 mod text;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use srp_store::{Entry, Found, Listing, OutputName};
 
 use crate::build::Trees;
@@ -39,7 +40,7 @@ pub(super) enum Point {
 }
 
 /// A path that differs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// The output.
     pub output: OutputName,
@@ -55,7 +56,7 @@ pub struct Change {
 }
 
 /// How a path differs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "change", rename_all = "kebab-case")]
 pub enum Kind {
     /// Only the rebuild has it.
@@ -65,9 +66,9 @@ pub enum Kind {
     /// It is another kind of thing.
     Type {
         /// `file`, `directory` or `symlink`.
-        registered: &'static str,
+        registered: Cow<'static, str>,
         /// The same of the rebuild.
-        rebuilt: &'static str,
+        rebuilt: Cow<'static, str>,
     },
     /// A file with the same bytes is executable in one of them only.
     Mode {
@@ -190,7 +191,9 @@ fn kind_at(registered: &Listing, rebuilt: &Listing, path: &[u8]) -> Option<Kind>
             Found::Entry(Entry::Symlink { target: other }),
         ) => Kind::Target { registered: text(one), rebuilt: text(other) },
         (Found::Directory(_), Found::Directory(_)) => return None,
-        (one, other) => Kind::Type { registered: type_of(one), rebuilt: type_of(other) },
+        (one, other) => {
+            Kind::Type { registered: type_of(one).into(), rebuilt: type_of(other).into() }
+        }
     })
 }
 

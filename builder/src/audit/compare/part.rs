@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::signs;
 
@@ -14,7 +14,7 @@ const MOST_LINES: usize = 24;
 const MOST_CHARACTERS: usize = 240;
 
 /// A part of a file that differs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
     /// Which: `section .comment`, `member a.o: modification time`, `line 3` …
     pub place: String,
@@ -23,7 +23,7 @@ pub struct Part {
 }
 
 /// Something recognised in a part that differs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sign {
     /// A date or a time of day.
