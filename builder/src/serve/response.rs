@@ -5,6 +5,9 @@ use std::io::{Error, ErrorKind, Read, Result, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::sys::sendfile::sendfile64 as sendfile;
+
 use crate::serve::connection::Stream;
 use crate::serve::request::AskedRange;
 
@@ -115,7 +118,9 @@ fn head(status: u16, reply: Reply, fields: &str, length: u64) -> Vec<u8> {
         .into_bytes()
 }
 
-/// Sends a part of a file. Over plain TCP the kernel does (`sendfile`, by `std::io::copy`).
+/// Sends a part of a file. Over plain TCP the kernel does it (`sendfile`): what is served as a file
+/// never changes, so nobody can see pages that changed on the way. `std::io::copy` doesn't know that,
+/// and copies.
 fn send(to: &mut Stream, mut file: File, range: Range<u64>) -> Result<()> {
     file.seek(SeekFrom::Start(range.start))?;
     let began = Instant::now();
@@ -124,19 +129,25 @@ fn send(to: &mut Stream, mut file: File, range: Range<u64>) -> Result<()> {
     while left > 0 {
         let chunk = left.min(CHUNK_BYTES);
         let sent = match to {
-            Stream::Plain(to) => std::io::copy(&mut (&file).take(chunk), to),
+            Stream::Plain(to) => match sendfile(&to, &file, None, chunk as usize) {
+                Err(Errno::EINTR) => continue,
+                // Not a byte was taken for as long as a write may last.
+                Err(Errno::EAGAIN) => return Err(ErrorKind::TimedOut.into()),
+                sent => sent? as u64,
+            },
             Stream::Tls(to) => {
                 // `copy` would do it in pieces that are half a record of TLS.
                 buffer.clear();
                 (&file).take(chunk).read_to_end(&mut buffer)?;
-                to.write_all(&buffer).map(|()| buffer.len() as u64)
+                to.write_all(&buffer)?;
+                buffer.len() as u64
             }
-        }?;
-        if sent < chunk {
+        };
+        if sent == 0 {
             // Nothing can be said any more but that it isn't complete.
             return Err(Error::new(ErrorKind::UnexpectedEof, "a file became shorter"));
         }
-        left -= chunk;
+        left -= sent;
         let elapsed = began.elapsed();
         let total = range.end - range.start - left;
         if elapsed > GRACE && total / elapsed.as_secs().max(1) < BYTES_PER_SECOND {

@@ -1,0 +1,88 @@
+//! What earlier audits found, so that it isn't found out twice.
+//!
+//! One JSON file for each derivation, in the store beside the outputs that are kept. It is no part
+//! of what the store says: whatever can't be read, or was found out about other objects, by fewer
+//! dimensions or in fewer rounds, counts as not there. No file is older than what it tells of:
+//! each audit replaces its derivation's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use srp_store::{Claim, ObjectId, OutputName, ResolvedHash, Store};
+
+use super::auditor::AuditOptions;
+use super::dimension::Dimension;
+use super::report::{Audit, Status};
+use crate::request::FailureCause;
+
+/// Counts up when an older file no longer tells what an audit would.
+const FORMAT: u32 = 1;
+
+/// In the store.
+const DIRECTORY: &str = "audits";
+
+#[derive(Serialize, Deserialize)]
+struct Remembered {
+    format: u32,
+    resolved: ResolvedHash,
+    outputs: BTreeMap<OutputName, ObjectId>,
+    dimensions: BTreeSet<Dimension>,
+    rounds: usize,
+    audit: Audit,
+}
+
+/// What an earlier audit of the same claim found, if it was at least as thorough as is asked for.
+pub(super) fn recall(path: &Path, claim: &Claim, options: &AuditOptions) -> Option<Audit> {
+    let bytes = fs::read(path).ok()?;
+    let found: Remembered = serde_json::from_slice(&bytes).ok()?;
+    let same = found.format == FORMAT
+        && found.resolved == claim.resolved
+        && found.outputs == claim.outputs
+        && found.dimensions.is_superset(&options.dimensions)
+        && found.rounds >= options.rounds
+        // What differed is to be looked at where this audit would have kept it.
+        && found.audit.differences.iter().filter_map(|it| it.kept.as_ref()).all(|kept| {
+            kept.starts_with(&options.keep) && kept.exists()
+        });
+    same.then(|| Audit { remembered: true, ..found.audit })
+}
+
+/// Keeps what an audit found.
+///
+/// # Errors
+/// The file can't be written.
+pub(super) fn remember(
+    store: &Store,
+    path: &Path,
+    claim: &Claim,
+    options: &AuditOptions,
+    audit: &Audit,
+) -> Result<(), FailureCause> {
+    debug_assert!(matches!(audit.status, Status::Identical | Status::Differs));
+    let remembered = Remembered {
+        format: FORMAT,
+        resolved: claim.resolved,
+        outputs: claim.outputs.clone(),
+        dimensions: options.dimensions.clone(),
+        rounds: options.rounds,
+        audit: audit.clone(),
+    };
+    // A scratch directory is swept if this process is killed.
+    let scratch = store.scratch()?;
+    let write = || -> io::Result<()> {
+        let staged = scratch.path().join("audit");
+        fs::write(&staged, serde_json::to_vec(&remembered)?)?;
+        fs::create_dir_all(store.directory(DIRECTORY))?;
+        fs::rename(staged, path)
+    };
+    let action = || format!("write {}", path.display());
+    write().map_err(|source| FailureCause::Io { action: action(), source })
+}
+
+/// Where an audit of a derivation is remembered: beside what differed, with the same name.
+pub(super) fn place(store: &Store, name: &str) -> PathBuf {
+    store.directory(DIRECTORY).join(format!("{name}.json"))
+}
