@@ -1,5 +1,7 @@
 //! Caches in buckets.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use crate::support::caches::{name, user_of};
@@ -16,6 +18,8 @@ return {"": root, "small": small}
 "#;
 
 const URL: &str = "s3://srp-test/some/prefix";
+/// What is in it is old.
+const OLD: &str = "s3://srp-test/old";
 
 /// Runs srp with these variables, and makes sure that nothing tells a secret.
 fn srp(place: &Place, moto: &Moto, variables: &[(&str, &str)], arguments: &[&str]) -> Run {
@@ -76,6 +80,24 @@ fn a_bucket_takes_and_gives() {
     assert_eq!(name(&run), name(&ours(&["realise", "t.x"]).succeeded()));
     run.says(&["substituted root"]);
     user.assert_tidy();
+
+    // What nobody keeps goes from there, and what somebody does stays.
+    moto.age(Duration::from_secs(60 * 24 * 60 * 60));
+    ours(&["cache", "create", OLD]).succeeded();
+    for attr in ["t.x", "t.x.small"] {
+        json(&["push", attr, "--to", OLD]);
+    }
+    moto.age(Duration::ZERO);
+    let dry = json(&["gc", OLD, "--keep", "t.x.small", "--dry-run"]);
+    let collected = json(&["gc", OLD, "--keep", "t.x.small"]);
+    assert_eq!(dry["deleted"], collected["deleted"]);
+    assert!(collected["deleted_bytes"].as_u64().unwrap() > 20_000_000, "{collected}");
+    let left = json(&["info", OLD]);
+    assert_eq!((left["objects"].as_u64(), left["roots"].as_u64()), (Some(1), Some(1)), "{left}");
+    ours(&["cache", "verify", OLD]).succeeded();
+    let user = user_of(LARGE, &[OLD], &[&key], "");
+    srp(&user, &moto, &environment, &["realise", "--no-build", "t.x.small"]).succeeded();
+    srp(&user, &moto, &environment, &["realise", "--no-build", "t.x"]).exited(3);
 
     // What is damaged there is found, and named.
     moto.damage("srp-test", "some/prefix/packs/");

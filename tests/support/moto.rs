@@ -1,15 +1,29 @@
 //! Buckets for the tests: `moto_server` (PyPI: `moto[server]`), which speaks S3 and checks signatures.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
 
 use super::host::skipped;
 use super::processes::eventually;
 
 /// 5.2.1 takes Amazon's own client for somebody with a wrong secret when it lists below a prefix.
 const SOUND: [u32; 3] = [5, 2, 5];
+
+/// The server, but objects are as much older as the file says that is its first argument (seconds).
+const AGED: &str = "
+import datetime, pathlib, sys
+import moto.s3.models as models
+age, now = pathlib.Path(sys.argv.pop(1)), models.utcnow
+models.utcnow = lambda: now() - datetime.timedelta(seconds=int(age.read_text()))
+from moto.server import main
+main()
+";
 
 /// May do anything with buckets.
 const POLICY: &str = "%7B%22Version%22%3A%222012-10-17%22%2C%22Statement%22%3A%5B%7B\
@@ -20,6 +34,8 @@ const POLICY: &str = "%7B%22Version%22%3A%222012-10-17%22%2C%22Statement%22%3A%5
 pub(crate) struct Moto {
     child: Child,
     port: u16,
+    /// Holds the age of what is put from now on.
+    directory: TempDir,
     pub(crate) access_key: String,
     pub(crate) secret_key: String,
 }
@@ -45,14 +61,17 @@ impl Moto {
             return None;
         }
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut command = Command::new(program);
-        command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+        let directory = tempfile::tempdir().unwrap();
+        let age = directory.path().join("age");
+        fs::write(&age, "0").unwrap();
+        let mut command = Command::new(interpreter(&program));
+        command.args(["-c", AGED]).arg(age).args(["-H", "127.0.0.1", "-p", &port.to_string()]);
         // So few names come at a time that every list has several pages.
         command.env("MOTO_S3_DEFAULT_MAX_KEYS", "3");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().unwrap();
         let (access_key, secret_key) = (String::new(), String::new());
-        let mut moto = Moto { child, port, access_key, secret_key };
+        let mut moto = Moto { child, port, directory, access_key, secret_key };
         // It is Python, and may have to compile itself first.
         let listens = || TcpStream::connect(("127.0.0.1", port)).is_ok();
         assert!(eventually(listens) || eventually(listens), "it never listened");
@@ -67,6 +86,11 @@ impl Moto {
         moto.secret_key = element(&made, "SecretAccessKey");
         moto.trust_anybody(false);
         Some(moto)
+    }
+
+    /// Lets what is put from now on be so old.
+    pub(crate) fn age(&self, age: Duration) {
+        fs::write(self.directory.path().join("age"), age.as_secs().to_string()).unwrap();
     }
 
     /// Replaces the first object whose key begins so.
@@ -117,9 +141,16 @@ impl Moto {
     }
 }
 
-/// The version of moto, if a Python that knows it lies beside the program.
+/// The Python that runs a script.
+fn interpreter(script: &Path) -> String {
+    let text = fs::read_to_string(script).unwrap();
+    let line = text.lines().next().and_then(|line| line.strip_prefix("#!"));
+    line.unwrap_or_else(|| panic!("{} is no script", script.display())).trim().to_owned()
+}
+
+/// The version of moto, if its Python tells.
 fn version(program: &Path) -> Option<[u32; 3]> {
-    let mut python = Command::new(program.with_file_name("python3"));
+    let mut python = Command::new(interpreter(program));
     python.args(["-c", "import importlib.metadata as it; print(it.version('moto'))"]);
     let text = String::from_utf8(python.output().ok()?.stdout).ok()?;
     let numbers: Option<Vec<u32>> = text.trim().split('.').map(|it| it.parse().ok()).collect();
