@@ -182,7 +182,7 @@ def cache_fetch():
 def cache_delta():
     """A large library of which one function was edited, beside zstd --patch-from and the whole pack."""
     with workplace() as bench:
-        libraries = library(bench.work, int(64 * SCALE) or 1)
+        libraries = library(bench.work, int(80 * SCALE) or 1)
         packs, deltas = [], []
         for number, path in enumerate(libraries):
             tree = bench.work / f"tree{number}"
@@ -204,6 +204,39 @@ def cache_delta():
         say_bytes("zstd -3 --patch-from", patch.stat().st_size, packs[1])
         say_bytes("srp's delta", deltas[1], packs[1], limit="limit: 0.25 x")
         say_bytes("all that an update transferred", update, packs[1])
+
+
+def cache_update():
+    """A stage of 40 packages of which one became another, beside that package by itself."""
+    with workplace() as bench:
+        sample(bench.work / "all")
+        trees = {}
+        for number, directory in enumerate(sorted((bench.work / "all/usr").iterdir())):
+            tree = bench.work / f"package{number % 40}"
+            (tree / "usr").mkdir(parents=True, exist_ok=True)
+            directory.rename(tree / "usr" / directory.name)
+            trees[f"p{number % 40}"] = tree
+        with nginx(bench.work / "www") as (url, sent):
+
+            def updated():
+                bench.define(trees)
+                published = bench.push("bench.x", bench.work / "www")
+                bench.ask(url)
+                before = sent()[0]
+                bench.srp("realise", "--no-build", "bench.x", store=bench.work / "user")
+                bench.ask(None)
+                return published["pack_bytes"], sent()[0] - before
+
+            say_bytes("the stage, the first time", updated()[1])
+            generator = random.Random(5)
+            for path in sorted(trees["p7"].glob("usr/*/*")):
+                # As well compressible as it was, and nothing that a delta could use.
+                content = bytearray(path.read_bytes())
+                key = bytes(generator.sample(range(256), 256))
+                path.write_bytes(content.translate(key))
+            package, update = updated()
+            say_bytes("the package's pack", package)
+            say_bytes("all that an update of the stage transferred", update, package, limit="limit: 1.02 x")
 
 
 def library(work, files):
