@@ -12,6 +12,7 @@ use srp_builder::Request;
 use srp_builder::audit::{Audit, AuditError, AuditOptions, Dimension, Status};
 use srp_store::StaticHash;
 
+use crate::audit_pages::{self, Place};
 use crate::audit_text;
 use crate::building::{self, Effort, Workshop};
 use crate::context::Context;
@@ -49,6 +50,9 @@ pub(crate) struct Arguments {
     /// Where outputs that differ are kept [default: audits/ in the store]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     keep: Option<PathBuf>,
+    /// Also write the report as pages for a browser: DIR is made, or the earlier report in it replaced
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    html: Option<PathBuf>,
     /// How many derivations are audited at once
     #[arg(long, short, value_name = "N", default_value = "1")]
     jobs: NonZeroUsize,
@@ -64,7 +68,8 @@ const EXAMPLES: &str = "\
 Examples:
   srp audit stage1.x86_64-musl.musl
   srp audit stage1.x86_64-musl --closure --json
-  srp audit stage1.x86_64-musl.libunwind --vary build-path,user --rounds 3";
+  srp audit stage1.x86_64-musl.libunwind --vary build-path,user --rounds 3
+  srp audit stage1.x86_64-musl --closure --html ./report";
 
 fn dimension_parser() -> impl TypedValueParser<Value = Dimension> {
     let names = Dimension::ALL.iter().map(|dimension| dimension.name());
@@ -77,6 +82,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     let store = context.store()?;
     let graph = Goals::of(context, Some(&store), &arguments.attrs)?.graph()?;
     let wanted = wanted(&graph, arguments.closure);
+    let place = arguments.html.as_deref().map(Place::find).transpose()?;
     let effort = Effort {
         jobs: Some(arguments.jobs),
         cores: arguments.cores,
@@ -104,12 +110,28 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     let audits = audit_all(&request, &wanted, arguments.jobs.into(), &audit);
     progress.finish();
     let audits = audits?;
+    let pages = place.map(|place| audit_pages::write(&place, &audits, &command()));
     if arguments.json {
         terminal::answer_json(&json!({ "format": 1, "audits": audits }))?;
     } else {
         terminal::answer(&audit_text::report(&audits))?;
     }
+    // That pages can't be written costs nobody the report.
+    if let Some(first) = pages.transpose()? {
+        let line = format!("pages: {}", first.display());
+        match arguments.json {
+            true => terminal::say(&line),
+            false => terminal::answer(&format!("{line}\n"))?,
+        }
+    }
     verdict(&audits)
+}
+
+/// The command as it was given.
+fn command() -> Vec<String> {
+    let arguments = std::env::args_os().skip(1);
+    let arguments = arguments.map(|argument| argument.to_string_lossy().into_owned());
+    std::iter::once("srp".to_owned()).chain(arguments).collect()
 }
 
 /// What is to be audited, inputs before what is made from them.

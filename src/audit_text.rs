@@ -43,14 +43,18 @@ pub(crate) fn report(audits: &[Audit]) -> String {
     text + "\n"
 }
 
-fn one(text: &mut String, audit: &Audit) {
-    let status = match &audit.status {
+/// What an audit came to, in a word.
+pub(crate) fn word(status: &Status) -> &'static str {
+    match status {
         Status::Identical => "identical",
         Status::Differs => "differs",
         Status::NotAudited { .. } => "not audited",
         Status::Unknown { .. } => "unknown",
-    };
-    let _ = write!(text, "{status}: {}", audit.name);
+    }
+}
+
+fn one(text: &mut String, audit: &Audit) {
+    let _ = write!(text, "{}: {}", word(&audit.status), audit.name);
     if !audit.version.is_empty() {
         let _ = write!(text, " {}", audit.version);
     }
@@ -89,7 +93,8 @@ fn age(audit: &Audit) -> String {
     format!("; found {} ago", progress::seconds(age))
 }
 
-fn difference(text: &mut String, audit: &Audit, difference: &Difference) {
+/// When something differs: `differs when: hostname (srp → audit-host)`.
+pub(crate) fn when(audit: &Audit, difference: &Difference) -> String {
     let verb = if difference.failed.is_some() { "fails" } else { "differs" };
     let sometimes = if difference.sometimes { "sometimes " } else { "" };
     let when = match difference.when.as_slice() {
@@ -100,7 +105,11 @@ fn difference(text: &mut String, audit: &Audit, difference: &Difference) {
             format!("only together: {}", names.join(", "))
         }
     };
-    let _ = writeln!(text, "  {sometimes}{verb} when: {when}");
+    format!("{sometimes}{verb} when: {when}")
+}
+
+fn difference(text: &mut String, audit: &Audit, difference: &Difference) {
+    let _ = writeln!(text, "  {}", when(audit, difference));
     if !difference.steady_under.is_empty() {
         let names: Vec<String> =
             difference.steady_under.iter().map(|it| described(audit, *it)).collect();
@@ -128,7 +137,7 @@ fn difference(text: &mut String, audit: &Audit, difference: &Difference) {
 }
 
 /// A dimension and what of it was varied: `build-path (/srp/build, /srp/elsewhere/build)`.
-fn described(audit: &Audit, dimension: Dimension) -> String {
+pub(crate) fn described(audit: &Audit, dimension: Dimension) -> String {
     let tried = audit.dimensions.iter().find(|tried| tried.dimension == dimension);
     match tried.and_then(|tried| tried.variation.as_ref()) {
         Some(variation) if variation.usual.is_empty() => {
@@ -139,20 +148,24 @@ fn described(audit: &Audit, dimension: Dimension) -> String {
     }
 }
 
-fn change(text: &mut String, change: &Change) {
-    let output = match change.output == OutputName::out() {
-        true => String::new(),
-        false => format!("{}:", change.output),
-    };
-    let path = printable(&change.path);
-    let what = match &change.kind {
+/// Where something differs: `dev:/usr/include/h`. Not yet printable.
+pub(crate) fn place(change: &Change) -> String {
+    match change.output == OutputName::out() {
+        true => change.path.clone(),
+        false => format!("{}:{}", change.output, change.path),
+    }
+}
+
+/// How it differs. Not yet printable.
+pub(crate) fn how(kind: &Kind) -> String {
+    match kind {
         Kind::Added => "only in the rebuild".to_owned(),
         Kind::Removed => "missing in the rebuild".to_owned(),
         Kind::Type { registered, rebuilt } => format!("a {registered}, rebuilt a {rebuilt}"),
         Kind::Mode { registered_executable: true } => "no longer executable".to_owned(),
         Kind::Mode { registered_executable: false } => "now executable".to_owned(),
         Kind::Target { registered, rebuilt } => {
-            format!("links to {}, rebuilt to {}", printable(registered), printable(rebuilt))
+            format!("links to {registered}, rebuilt to {rebuilt}")
         }
         Kind::Content { registered_bytes, rebuilt_bytes } if registered_bytes == rebuilt_bytes => {
             format!("{registered_bytes} bytes")
@@ -160,8 +173,11 @@ fn change(text: &mut String, change: &Change) {
         Kind::Content { registered_bytes, rebuilt_bytes } => {
             format!("{registered_bytes} bytes, rebuilt {rebuilt_bytes}")
         }
-    };
-    let _ = writeln!(text, "    {output}{path}: {what}");
+    }
+}
+
+fn change(text: &mut String, change: &Change) {
+    let _ = writeln!(text, "    {}: {}", printable(&place(change)), printable(&how(&change.kind)));
     for part in &change.parts {
         let _ = writeln!(text, "      {}", printable(&part.place));
         for line in &part.lines {

@@ -8,6 +8,7 @@
 
 mod add;
 mod audit;
+mod audit_pages;
 mod audit_text;
 mod building;
 mod cache;
@@ -19,6 +20,7 @@ mod error;
 mod export;
 mod goals;
 mod help;
+mod html;
 mod import;
 mod instantiate;
 mod interrupt;

@@ -1,24 +1,16 @@
 //! The page for people that `srp serve` answers `/` with: what is here, and how to use it.
 //!
-//! One page, no script and nothing from elsewhere. Whatever isn't this file's own text is escaped.
+//! One page, no script and nothing from elsewhere. What is the same on every page is in
+//! [`html`](crate::html).
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use indicatif::HumanBytes;
+use maud::{Markup, html};
 use srp_store::cache::{CacheError, OfferedRoot, Offering};
 use srp_store::{Info, ObjectId};
 
-const STYLE: &str = "\
-:root{color-scheme:light dark}\
-body{font:1rem/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}\
-table{border-collapse:collapse;width:100%}\
-caption{text-align:left;padding:.3rem 0}\
-th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #8888;vertical-align:top}\
-td.number,th.number{text-align:right;white-space:nowrap}\
-code,pre{font-family:ui-monospace,monospace;font-size:.9em;overflow-wrap:anywhere}\
-pre{padding:.6rem;border:1px solid #8888;overflow-x:auto}\
-.wide{overflow-x:auto}";
+use crate::html::{Document, foreign};
 
 /// A root with all that it consists of.
 type Whole = (OfferedRoot, Vec<(ObjectId, Info)>);
@@ -32,107 +24,95 @@ pub(crate) fn page(offering: &Offering, url: &str, has_token: bool) -> Result<St
         }
     }
     let key = offering.key().map(|key| key.public().to_string());
-    let mut page = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width\">\n\
-         <title>srp binary cache</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n\
-         <h1>srp binary cache</h1>\n"
-    );
-    page += "<p>This is the store of a machine that runs <code>srp serve</code>. Other machines \
-             take from it what they would have to build.</p>\n";
-    write_roots(&mut page, &roots);
-    write_use(&mut page, &roots, url, key.as_deref(), has_token);
-    page += "</main>\n</body>\n</html>\n";
-    Ok(page)
+    let body = html! {
+        main {
+            h1 { "srp binary cache" }
+            p {
+                "This is the store of a machine that runs " code { "srp serve" } ". Other machines "
+                "take from it what they would have to build."
+            }
+            h2 { "What is here" }
+            @if roots.is_empty() {
+                p {
+                    "No root has a name yet. Objects that are in the store are served all the same."
+                }
+            } @else {
+                (table(&roots))
+            }
+            h2 { "How to use it" }
+            (how_to_use(&roots, url, key.as_deref(), has_token))
+        }
+    };
+    Ok(Document { title: "srp binary cache", style: "", script: None }.with(&body))
 }
 
-fn write_roots(page: &mut String, roots: &[Whole]) {
-    *page += "<h2>What is here</h2>\n";
-    if roots.is_empty() {
-        *page += "<p>No root has a name yet. Objects that are in the store are served all the \
-                  same.</p>\n";
-        return;
+fn table(roots: &[Whole]) -> Markup {
+    let all: BTreeMap<ObjectId, u64> = roots
+        .iter()
+        .flat_map(|(_, closure)| closure.iter().map(|(id, info)| (*id, info.size_bytes)))
+        .collect();
+    let bytes = |closure: &[(ObjectId, Info)]| {
+        HumanBytes(closure.iter().map(|(_, info)| info.size_bytes).sum())
+    };
+    html! {
+        div.wide role="region" aria-label="Roots" tabindex="0" {
+            table {
+                caption {
+                    (roots.len()) " roots of " (all.len()) " different objects, "
+                    (HumanBytes(all.values().sum())) " before compression"
+                }
+                thead {
+                    tr {
+                        th scope="col" { "Root" }
+                        th.number scope="col" { "Generation" }
+                        th.number scope="col" { "Objects" }
+                        th.number scope="col" { "Size" }
+                        th scope="col" { "Store object" }
+                    }
+                }
+                tbody {
+                    @for (root, closure) in roots {
+                        tr {
+                            th scope="row" { (foreign(&root.name)) }
+                            td.number { (root.generation) }
+                            td.number { (closure.len()) }
+                            td.number { (bytes(closure)) }
+                            td { code { (foreign(&root.object.to_string())) } }
+                        }
+                    }
+                }
+            }
+        }
     }
-    let mut all = BTreeMap::new();
-    let mut rows = String::new();
-    for (root, closure) in roots {
-        let bytes: u64 = closure.iter().map(|(_, info)| info.size_bytes).sum();
-        let _ = writeln!(
-            rows,
-            "<tr><th scope=\"row\">{}</th><td class=\"number\">{}</td>\
-             <td class=\"number\">{}</td><td class=\"number\">{}</td><td><code>{}</code></td></tr>",
-            escape(&root.name),
-            root.generation,
-            closure.len(),
-            HumanBytes(bytes),
-            escape(&root.object.to_string())
-        );
-        all.extend(closure.iter().map(|(id, info)| (*id, info.size_bytes)));
-    }
-    let _ = write!(
-        page,
-        "<div class=\"wide\" role=\"region\" aria-label=\"Roots\" tabindex=\"0\">\n<table>\n\
-         <caption>{} roots of {} different objects, {} before compression</caption>\n\
-         <thead><tr><th scope=\"col\">Root</th><th scope=\"col\" class=\"number\">Generation</th>\
-         <th scope=\"col\" class=\"number\">Objects</th>\
-         <th scope=\"col\" class=\"number\">Size</th><th scope=\"col\">Store object</th></tr>\
-         </thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n",
-        roots.len(),
-        all.len(),
-        HumanBytes(all.values().sum()),
-    );
 }
 
-fn write_use(page: &mut String, roots: &[Whole], url: &str, key: Option<&str>, has_token: bool) {
-    let with_token = url.replacen("://", "://srp:TOKEN@", 1);
-    let url = escape(if has_token { &with_token } else { url });
-    *page += "<h2>How to use it</h2>\n<p>On the other machine, in \
-              <code>~/.config/srp/config.toml</code>:</p>\n";
-    let trusted = if key.is_none() { "trusted_unsigned = true\n" } else { "" };
-    let _ = writeln!(page, "<pre><code>[[caches]]\nurl = \"{url}\"\n{trusted}</code></pre>");
-    match key {
-        Some(key) => {
-            *page += "<p>Say that what this machine signs is to be believed. Compare the key with \
-                      what <code>srp key list</code> says there, not only with this page:</p>\n";
-            let _ = writeln!(page, "<pre><code>srp key trust {}</code></pre>", escape(key));
-        }
-        None => {
-            *page += "<p>Nothing is signed: whoever trusts this cache believes whoever answers at \
-                      its address. <code>srp key generate</code> on the serving machine makes a \
-                      key.</p>\n";
-        }
-    }
+fn how_to_use(roots: &[Whole], url: &str, key: Option<&str>, has_token: bool) -> Markup {
+    let url = match has_token {
+        true => url.replacen("://", "://srp:TOKEN@", 1),
+        false => url.to_owned(),
+    };
     let name = roots.first().map_or("ATTR", |(root, _)| &root.name);
-    let _ = writeln!(
-        page,
-        "<p>Then nothing that is here has to be built:</p>\n\
-         <pre><code>srp realise {} --no-build</code></pre>",
-        escape(name)
-    );
-}
-
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for char in text.chars() {
-        match char {
-            '&' => escaped += "&amp;",
-            '<' => escaped += "&lt;",
-            '>' => escaped += "&gt;",
-            '"' => escaped += "&quot;",
-            '\'' => escaped += "&#39;",
-            char if char.is_control() => {}
-            char => escaped.push(char),
+    html! {
+        p { "On the other machine, in " code { "~/.config/srp/config.toml" } ":" }
+        pre {
+            code {
+                "[[caches]]\nurl = \"" (foreign(&url)) "\"\n"
+                @if key.is_none() { "trusted_unsigned = true\n" }
+            }
         }
-    }
-    escaped
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn foreign_text_is_text() {
-        assert_eq!(escape("<a href='x'>&\"\n"), "&lt;a href=&#39;x&#39;&gt;&amp;&quot;");
+        @if let Some(key) = key {
+            p {
+                "Say that what this machine signs is to be believed. Compare the key with what "
+                code { "srp key list" } " says there, not only with this page:"
+            }
+            pre { code { "srp key trust " (foreign(key)) } }
+        } @else {
+            p {
+                "Nothing is signed: whoever trusts this cache believes whoever answers at its "
+                "address. " code { "srp key generate" } " on the serving machine makes a key."
+            }
+        }
+        p { "Then nothing that is here has to be built:" }
+        pre { code { "srp realise " (foreign(name)) " --no-build" } }
     }
 }

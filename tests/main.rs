@@ -9,6 +9,7 @@ mod support;
 
 mod cases {
     mod audit;
+    mod audit_pages;
     mod cache;
     mod cache_trouble;
     mod command_line;

@@ -3,6 +3,7 @@
 //! A [`Place`] has a store, a home and definitions of its own, so that tests neither see each other
 //! nor the user's configuration. Nothing in it is a mock: the program is the one that cargo built.
 
+pub(crate) mod browser;
 pub(crate) mod caches;
 pub(crate) mod host;
 #[cfg(feature = "s3")]
