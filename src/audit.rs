@@ -12,6 +12,7 @@ use srp_builder::Request;
 use srp_builder::audit::{Audit, AuditError, AuditOptions, Dimension, Status};
 use srp_store::StaticHash;
 
+use crate::audit_against;
 use crate::audit_text;
 use crate::building::{self, Effort, Workshop};
 use crate::context::Context;
@@ -26,7 +27,8 @@ use crate::terminal;
 /// varied: another host name, another user, another build path, fewer processors … What comes out
 /// is compared with what the store has registered. If it differs, more rebuilds find out under
 /// which circumstances, the files that differ are looked into, and likely causes are named.
-/// Nothing is registered: the store is as it was.
+/// Nothing is registered: the store is as it was. With --against nothing is built: what caches and
+/// their signers say is compared with what the store has registered.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -51,6 +53,10 @@ pub(crate) struct Arguments {
     /// How many cores builds share [default: all]
     #[arg(long, value_name = "N")]
     cores: Option<NonZeroUsize>,
+    /// Build nothing: compare with what this cache, and who signs there, say; can be given again
+    #[arg(long, value_name = "CACHE")]
+    #[arg(conflicts_with_all = ["rounds", "vary", "keep", "jobs", "cores"])]
+    against: Vec<String>,
     /// Answer in JSON
     #[arg(long)]
     json: bool,
@@ -60,7 +66,8 @@ const EXAMPLES: &str = "\
 Examples:
   srp audit stage1.x86_64-musl.musl
   srp audit stage1.x86_64-musl --closure --json
-  srp audit stage1.x86_64-musl.libunwind --vary build-path,user --rounds 3";
+  srp audit stage1.x86_64-musl.libunwind --vary build-path,user --rounds 3
+  srp audit stage1.x86_64-musl --closure --against https://cache.example/srp";
 
 fn dimension_parser() -> impl TypedValueParser<Value = Dimension> {
     let names = Dimension::ALL.iter().map(|dimension| dimension.name());
@@ -70,9 +77,16 @@ fn dimension_parser() -> impl TypedValueParser<Value = Dimension> {
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     // A store is not made to find out that it has nothing.
     context.store_to_read()?;
-    let store = context.store()?;
+    let store = match arguments.against.is_empty() {
+        true => context.store()?,
+        false => context.store_to_publish()?,
+    };
     let graph = Goals::of(context, Some(&store), &arguments.attrs)?.graph()?;
     let wanted = wanted(&graph, arguments.closure);
+    if !arguments.against.is_empty() {
+        let (caches, json) = (&arguments.against, arguments.json);
+        return audit_against::run(context, &store, &graph, &wanted, caches, json);
+    }
     let effort = Effort {
         jobs: Some(arguments.jobs),
         cores: arguments.cores,

@@ -8,6 +8,8 @@
 
 mod add;
 mod audit;
+mod audit_against;
+mod audit_against_text;
 mod audit_text;
 mod building;
 mod cache;

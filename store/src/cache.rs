@@ -33,6 +33,7 @@ mod remote;
 mod sealed;
 mod sending;
 mod sighting;
+mod standing;
 mod statement;
 mod stating;
 mod stream;
@@ -72,6 +73,7 @@ pub use remote::{Body, Content, Remote, Stat};
 pub(crate) use sealed::first_line;
 pub use sealed::{SealError, Sealable, Sealed};
 pub use sighting::{Freshness, Sighting};
+pub use standing::Standing;
 pub use statement::{Provenance, StatedOutput, Statement};
 pub use verify::{Finding, Summary};
 

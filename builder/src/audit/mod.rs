@@ -7,10 +7,14 @@
 //! When a round differs, the dimensions are bisected, and the differing files are looked into
 //! (`compare`) and explained (`cause`).
 //!
+//! What others say of the same derivations is another question, answered without building:
+//! [`against`].
+//!
 //! What this deliberately isn't: it registers nothing. Of the store it uses scratch directories,
 //! and keeps differing outputs aside where it is told to. It doesn't judge fetches, which are
 //! verified by their hash, nor stages, which follow from their components.
 
+pub mod against;
 mod auditor;
 mod cause;
 mod compare;
