@@ -13,6 +13,7 @@ use srp_builder::audit::{Audit, AuditError, AuditOptions, Dimension, Status};
 use srp_store::StaticHash;
 
 use crate::audit_against;
+use crate::audit_evidence::{self, Evidence};
 use crate::audit_text;
 use crate::building::{self, Effort, Workshop};
 use crate::context::Context;
@@ -53,6 +54,8 @@ pub(crate) struct Arguments {
     /// How many cores builds share [default: all]
     #[arg(long, value_name = "N")]
     cores: Option<NonZeroUsize>,
+    #[command(flatten)]
+    evidence: audit_evidence::Arguments,
     /// Build nothing: compare with what this cache, and who signs there, say; can be given again
     #[arg(long, value_name = "CACHE")]
     #[arg(conflicts_with_all = ["rounds", "vary", "keep", "jobs", "cores"])]
@@ -87,6 +90,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
         let (caches, json) = (&arguments.against, arguments.json);
         return audit_against::run(context, &store, &graph, &wanted, caches, json);
     }
+    let evidence = Evidence::asked_for(context, &arguments.evidence)?;
     let effort = Effort {
         jobs: Some(arguments.jobs),
         cores: arguments.cores,
@@ -108,15 +112,22 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
 
     let progress = Progress::new(context, &workshop.cancel);
     let builder = workshop.builder(&store);
-    let audit =
-        |hash: &StaticHash| builder.audit(&request, hash, &options, &progress, &workshop.cancel);
+    let audit = |hash: &StaticHash| {
+        let audit = builder.audit(&request, hash, &options, &progress, &workshop.cancel)?;
+        evidence.leave(&store, &audit).map(|()| audit)
+    };
     let audits = audit_all(&request, &wanted, arguments.jobs.into(), &audit);
     progress.finish();
     let audits = audits?;
     if arguments.json {
-        terminal::answer_json(&json!({ "format": 1, "audits": audits }))?;
+        let signer = evidence.signer();
+        terminal::answer_json(&json!({ "format": 1, "audits": audits, "signed_by": signer }))?;
     } else {
         terminal::answer(&audit_text::report(&audits))?;
+        if let Some(signer) = evidence.signer() {
+            let what = "that this machine has built what is identical is signed";
+            terminal::say(&format!("{what} by {signer}: srp cache push publishes it"));
+        }
     }
     verdict(&audits)
 }

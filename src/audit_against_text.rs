@@ -22,9 +22,8 @@ pub(crate) fn report(comparisons: &[Comparison]) -> String {
     for comparison in comparisons {
         one(&mut text, comparison);
     }
-    let count = |wanted: fn(&Outcome) -> bool| {
-        comparisons.iter().filter(|it| wanted(&it.outcome)).count()
-    };
+    let count =
+        |wanted: fn(&Outcome) -> bool| comparisons.iter().filter(|it| wanted(&it.outcome)).count();
     let _ = writeln!(
         text,
         "{} agreed upon, {} disagreed upon, {} unknown",
@@ -94,7 +93,8 @@ fn voice(text: &mut String, comparison: &Comparison, voice: &Voice) {
         let _ = writeln!(text, "    {:width$} there: {object}, tree {tree}", "");
     }
     for (depth, input) in voice.because.iter().enumerate() {
-        let begin = if depth == 0 { "it is not the same build, because" } else { "and that because" };
+        let begin =
+            if depth == 0 { "it is not the same build, because" } else { "and that because" };
         let there = input.there.map_or_else(|| "nothing".to_owned(), |there| there.to_string());
         let _ = writeln!(
             text,
@@ -109,11 +109,8 @@ fn voice(text: &mut String, comparison: &Comparison, voice: &Voice) {
 
 fn difference(text: &mut String, difference: &Difference) {
     let Some(cache) = &difference.listed_by else {
-        let _ = writeln!(
-            text,
-            "  what differs is not known: no cache has {}",
-            difference.there.object
-        );
+        let _ =
+            writeln!(text, "  what differs is not known: no cache has {}", difference.there.object);
         return;
     };
     let _ = writeln!(
@@ -129,7 +126,8 @@ fn difference(text: &mut String, difference: &Difference) {
     if difference.changes.len() > MOST_PATHS {
         let _ = writeln!(text, "    … and {} paths more", difference.changes.len() - MOST_PATHS);
     }
-    let references = [("here", &difference.references_here), ("there", &difference.references_there)];
+    let references =
+        [("here", &difference.references_here), ("there", &difference.references_there)];
     for (place, references) in references {
         for Reference { object, .. } in references {
             let _ = writeln!(text, "    only {place} it refers to {object}");

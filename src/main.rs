@@ -10,6 +10,7 @@ mod add;
 mod audit;
 mod audit_against;
 mod audit_against_text;
+mod audit_evidence;
 mod audit_text;
 mod building;
 mod cache;

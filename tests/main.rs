@@ -8,6 +8,7 @@
 mod support;
 
 mod cases {
+    mod against;
     mod audit;
     mod cache;
     mod cache_trouble;

@@ -29,6 +29,7 @@ mod partial;
 mod path;
 mod policy;
 mod publish;
+mod rebuilt;
 mod remote;
 mod sealed;
 mod sending;

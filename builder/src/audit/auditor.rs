@@ -17,6 +17,7 @@ use super::compare::{self, Point, Sign};
 use super::dimension::{Dimension, Surroundings, Variation};
 use super::report::{Audit, Difference, RoundReport, Status, Tried};
 use super::round::{self, Rebuilt};
+use super::witness::Witness;
 use crate::build::{Roots, Trees};
 use crate::cancel::CancelToken;
 use crate::event::{Activity, Event, Observer};
@@ -145,6 +146,7 @@ struct Auditor<'a> {
     work: Work<'a>,
     build: &'a Build,
     roots: Roots,
+    claim: &'a Claim,
     registered: Trees,
     /// What the first output is.
     object: ObjectName,
@@ -160,7 +162,7 @@ impl<'a> Auditor<'a> {
     fn new(
         work: Work<'a>,
         build: &'a Build,
-        claim: &Claim,
+        claim: &'a Claim,
         options: &'a AuditOptions,
     ) -> Result<Auditor<'a>, FailureCause> {
         let store = work.store;
@@ -191,7 +193,19 @@ impl<'a> Auditor<'a> {
         // What an earlier audit kept is no longer what this one says.
         srp_store::remove_tree(&keep)?;
         let (tried, rounds) = (BTreeMap::new(), Vec::new());
-        Ok(Auditor { work, build, roots, registered, object, around, options, keep, tried, rounds })
+        Ok(Auditor {
+            work,
+            build,
+            roots,
+            claim,
+            registered,
+            object,
+            around,
+            options,
+            keep,
+            tried,
+            rounds,
+        })
     }
 
     fn run(mut self) -> Result<Audit, FailureCause> {
@@ -201,6 +215,7 @@ impl<'a> Auditor<'a> {
         self.work.observer.event(Event::Started { task, activity });
         let mut differing = None;
         let mut identical = 0;
+        let mut route = None;
         let options = self.options;
         for _ in 0..options.rounds.max(1) {
             let rebuilt = self.round(&options.dimensions)?;
@@ -208,6 +223,7 @@ impl<'a> Auditor<'a> {
                 differing = Some(rebuilt);
                 break;
             }
+            route = rebuilt.route;
             identical += 1;
         }
         let differences = match differing {
@@ -215,6 +231,9 @@ impl<'a> Auditor<'a> {
             Some(rebuilt) => self.explain(rebuilt, identical > 0)?,
         };
         let status = if differences.is_empty() { Status::Identical } else { Status::Differs };
+        let route = route.filter(|_| status == Status::Identical);
+        let (hash, claim) = (self.work.hash, self.claim);
+        let witness = route.map(|route| Witness::new(hash, claim.clone(), route));
         let elapsed = began.elapsed();
         let object = &self.object;
         self.work.observer.event(Event::Finished { task, activity, object, elapsed });
@@ -226,6 +245,7 @@ impl<'a> Auditor<'a> {
         let mut audit = Audit::of(&self.work.hash, self.work.derivation, status);
         (audit.dimensions, audit.rounds, audit.differences) =
             (dimensions, self.rounds, differences);
+        audit.witness = witness;
         Ok(audit)
     }
 

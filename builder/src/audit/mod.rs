@@ -21,9 +21,11 @@ mod compare;
 mod dimension;
 mod report;
 mod round;
+mod witness;
 
 pub use auditor::{AuditError, AuditOptions};
 pub use cause::{CAUSES, Cause, Pattern};
 pub use compare::{Change, Kind, Part, Sign};
 pub use dimension::{Dimension, NoDimension, Variation};
 pub use report::{Audit, Difference, Failed, RoundReport, Status, Tried};
+pub use witness::Witness;

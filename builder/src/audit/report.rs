@@ -10,6 +10,7 @@ use srp_store::{Derivation, StaticHash};
 use super::cause::Cause;
 use super::compare::Change;
 use super::dimension::{Dimension, Variation};
+use super::witness::Witness;
 
 /// The audit of one derivation.
 #[derive(Clone, Debug, Serialize)]
@@ -29,6 +30,9 @@ pub struct Audit {
     pub rounds: Vec<RoundReport>,
     /// When and how it differs; empty if it is identical.
     pub differences: Vec<Difference>,
+    /// That it was built here and is the same; of what is identical.
+    #[serde(skip)]
+    pub witness: Option<Witness>,
 }
 
 impl Audit {
@@ -43,6 +47,7 @@ impl Audit {
             dimensions: Vec::new(),
             rounds: Vec::new(),
             differences: Vec::new(),
+            witness: None,
         }
     }
 }

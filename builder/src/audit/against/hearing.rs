@@ -194,7 +194,11 @@ impl<'a> Hearing<'a> {
         for (output, object) in &claim.outputs {
             let Some(stated) = statement.outputs.get(output) else { continue };
             let there = Identity { object: stated.object, tree: stated.tree };
-            outputs.push(Stated { output: output.clone(), agrees: stated.object == *object, there });
+            outputs.push(Stated {
+                output: output.clone(),
+                agrees: stated.object == *object,
+                there,
+            });
         }
         let same_build = statement.resolved == claim.resolved;
         let fits = claim.outputs.keys().eq(statement.outputs.keys());
@@ -238,9 +242,8 @@ impl<'a> Hearing<'a> {
         while chain.len() < DEEPEST {
             let (hash, claim, statement) = &at;
             let Some(derivation) = derivations.get(hash) else { break };
-            let differs = |key: &&srp_store::InputKey| {
-                claim.inputs.get(key) != statement.inputs.get(key)
-            };
+            let differs =
+                |key: &&srp_store::InputKey| claim.inputs.get(key) != statement.inputs.get(key);
             let key = derivation.inputs().iter().map(|input| &input.key).find(differs);
             let Some(key) = key else { break };
             let Some(here) = claim.inputs.get(key) else { break };
@@ -269,11 +272,8 @@ impl<'a> Hearing<'a> {
 
 /// Whether a statement's resolved hash is that of the derivation with the inputs that it names.
 fn follows(derivation: &Derivation, statement: &Statement) -> bool {
-    let objects: Option<Vec<ObjectId>> = derivation
-        .inputs()
-        .iter()
-        .map(|input| statement.inputs.get(&input.key).copied())
-        .collect();
+    let objects: Option<Vec<ObjectId>> =
+        derivation.inputs().iter().map(|input| statement.inputs.get(&input.key).copied()).collect();
     objects.is_some_and(|objects| derivation.resolved_hash(&objects) == statement.resolved)
 }
 

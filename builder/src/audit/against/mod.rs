@@ -220,4 +220,3 @@ fn outcome(voices: &[Voice]) -> Outcome {
     };
     Outcome::Unknown { reason: reason.to_owned() }
 }
-
