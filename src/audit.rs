@@ -114,7 +114,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     let builder = workshop.builder(&store);
     let audit = |hash: &StaticHash| {
         let audit = builder.audit(&request, hash, &options, &progress, &workshop.cancel)?;
-        evidence.leave(&store, &audit).map(|()| audit)
+        evidence.leave(&store, &request, &audit).map(|()| audit)
     };
     let audits = audit_all(&request, &wanted, arguments.jobs.into(), &audit);
     progress.finish();

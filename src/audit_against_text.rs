@@ -61,7 +61,7 @@ fn voice(text: &mut String, comparison: &Comparison, voice: &Voice) {
     let name = voice.by.name.as_deref().unwrap_or_default();
     let who = match voice.by.standing {
         "trusted" => name.to_owned(),
-        "outright" => "nobody signs, in a cache that is trusted, and".to_owned(),
+        "outright" => "the cache itself, which is trusted outright,".to_owned(),
         "unsigned" => "not counted: somebody who doesn't sign".to_owned(),
         "revoked" => format!("not counted: the revoked key {key}"),
         "wrong-signature" => {

@@ -26,6 +26,7 @@ mod import;
 mod instantiate;
 mod interrupt;
 mod key;
+mod key_verify;
 mod keyring;
 mod list;
 mod log;

@@ -9,6 +9,7 @@ mod support;
 
 mod cases {
     mod against;
+    mod attestation;
     mod audit;
     mod cache;
     mod cache_trouble;

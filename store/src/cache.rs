@@ -12,6 +12,7 @@ mod concurrent;
 mod delta;
 mod deltas;
 mod directory;
+mod envelope;
 mod error;
 mod export;
 mod fetch;
@@ -54,6 +55,7 @@ pub use concurrent::concurrently;
 #[cfg(fuzzing)]
 pub(crate) use delta::{MAGIC as DELTA_MAGIC, apply as apply_delta};
 pub use directory::DirectoryRemote;
+pub use envelope::{Envelope, EnvelopeError, IN_TOTO, pre_authentication_encoding};
 pub use error::{CacheError, Severity, WrongDigest};
 pub use export::{Contents, ExportError, Exported, Exporter};
 pub use fetch::{Fetcher, Transfer};

@@ -9,8 +9,11 @@ use std::process::Command;
 use std::sync::Arc;
 
 use serde_json::Value;
+use srp_store::cache::{Sealed, SecretKey, Statement};
 use srp_store::ingest::{self, Rules};
-use srp_store::{Access, Claim, Object, OutputName, Realisation, Registration, StaticHash, Store};
+use srp_store::{
+    Access, Claim, Object, OutputName, Realisation, Registration, ResolvedHash, StaticHash, Store,
+};
 
 use crate::support::caches::{published_as, push, user_of};
 use crate::support::host::{NOBODY, as_nobody, give, is_root, skipped};
@@ -147,8 +150,9 @@ fn two_machines_agree_until_one_of_them_is_tampered_with() {
     }
 
     two.tamper("t.x.lower", "usr/lower", "evil\n");
-    two.push(); // what it was before is all that is said of it so far
-    two.srp(&["realise", "t.x"]).succeeded();
+    for attr in ["t.x.upper", "t.x"] {
+        two.srp(&["realise", attr]).succeeded();
+    }
     two.push();
     let before = list(&one.place.store().join("objects"));
     let arguments = ["audit", "t.x.lower", "t.x.upper", "t.x.applets", "--against", &two.cache()];
@@ -242,22 +246,53 @@ fn only_who_is_trusted_decides_and_a_wrong_signature_is_loud() {
     for option in ["--rounds=2", "--vary=user", "--sign"] {
         user.srp(&[&against[..], &[option]].concat()).exited(2);
     }
-    drop(builder);
+
+    // What a trusted key says has to make sense, too.
+    let again = builder.path("again");
+    push(&builder, again.to_str().unwrap());
+    let secret = builder.path("home/.config/srp/keys/secret/builder-1");
+    let secret = SecretKey::read(&secret).unwrap();
+    let hash = user.show("t.x.lower")["derivation"].as_str().unwrap().to_owned();
+    let file = again.join("realisations/static").join(hash);
+    let file = file.join(secret.public().id().to_string());
+    let said = Sealed::<Statement>::from_bytes(&fs::read(&file).unwrap()).unwrap();
+    let mut statement = said.unverified().clone();
+    statement.resolved = ResolvedHash::from_bytes([7; 32]);
+    fs::write(&file, Sealed::new(statement, Some(&secret)).to_bytes()).unwrap();
+    let run = user.srp(&["audit", "t.x.lower", "--against", again.to_str().unwrap()]).succeeded();
+    assert!(run.stdout.contains("  builder-1 says what makes no sense (built; "), "{run}");
+    assert!(run.stdout.contains("  builder-1 says the same (built; "), "by resolved hash: {run}");
+
+    // What nobody signed counts from a cache that the user trusts outright.
+    let unsigned = builder.path("unsigned").to_str().unwrap().to_owned();
+    builder.srp(&["cache", "push", "t.x", "--to", &unsigned, "--unsigned"]).succeeded();
+    let against = ["audit", "t.x.lower", "--against", &unsigned];
+    let run = user.srp(&against).exited(1);
+    assert!(run.stdout.contains("not counted: somebody who doesn't sign says the same"), "{run}");
+    let path = "home/.config/srp/config.toml";
+    let config = fs::read_to_string(user.path(path)).unwrap();
+    let outright = format!("{config}[[caches]]\nurl = '{unsigned}'\ntrusted_unsigned = true\n");
+    user.write(path, &outright);
+    let run = user.srp(&against).succeeded();
+    assert!(
+        run.stdout.contains("the cache itself, which is trusted outright, says the same"),
+        "{run}"
+    );
 }
 
 #[test]
 fn what_a_served_store_has_otherwise_is_looked_into() {
     // What differs is little of what there is.
-    let dated = r#"
-dated = sh("dated", "dd if=/usr/bin/busybox of=$out/usr/big bs=64k count=16; date +%s%N > $out/usr/f; ln -s f $out/usr/link")
-return {"": dated}
+    let random = r#"
+random = sh("random", "dd if=/usr/bin/busybox of=$out/usr/big bs=64k count=16; od -An -tx1 -N16 /dev/urandom > $out/usr/f; ln -s f $out/usr/link")
+return {"": random}
 "#;
-    let (builder, key, _) = published_as("builder-1", dated);
-    let user = user_of(dated, &[], &[&key], "");
+    let (builder, key, _) = published_as("builder-1", random);
+    let user = user_of(random, &[], &[&key], "");
     user.realise("t.x");
     let served = Serving::of(&builder, &[]);
     let run = user.srp(&["audit", "t.x", "--against", served.url()]).exited(5);
-    for part in ["disagree: dated 1\n  builder-1 says otherwise (built; http://", "    /usr/f: "] {
+    for part in ["disagree: random 1\n  builder-1 says otherwise (built; http://", "    /usr/f: "] {
         assert!(run.stdout.contains(part), "{part:?} is missing:\n{run}");
     }
     let changed = run.stdout.lines().filter(|line| line.starts_with("    /")).count();
@@ -297,6 +332,13 @@ fn a_rebuild_that_was_signed_is_a_second_builder() {
     assert!(!publish().stdout.contains("not built here"));
     let run = third().srp(&["realise", "--no-build", "t.x.lower"]).succeeded();
     assert!(run.stdout.contains("-lower"), "{run}");
+
+    // It is the word of who signed it, and nobody else's.
+    second.srp(&["key", "generate", "builder-3"]).succeeded();
+    let as_another = ["cache", "push", "t.x.lower", "--to", &two, "--key", "builder-3"];
+    let run = second.srp(&as_another).succeeded();
+    assert!(run.stdout.contains("1 stated as not built here"), "{run}");
+    fs::remove_file(second.path("home/.config/srp/keys/secret/builder-3")).unwrap();
 
     // What lies in the store is worth nothing without its signature.
     let kept = list(&second.store().join("rebuilt")).remove(0);

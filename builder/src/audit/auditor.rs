@@ -245,7 +245,7 @@ impl<'a> Auditor<'a> {
         let mut audit = Audit::of(&self.work.hash, self.work.derivation, status);
         (audit.dimensions, audit.rounds, audit.differences) =
             (dimensions, self.rounds, differences);
-        audit.witness = witness;
+        (audit.claim, audit.witness) = (Some(claim.clone()), witness);
         Ok(audit)
     }
 

@@ -15,6 +15,7 @@
 //! verified by their hash, nor stages, which follow from their components.
 
 pub mod against;
+pub mod attest;
 mod auditor;
 mod cause;
 mod compare;

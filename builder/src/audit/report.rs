@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use srp_store::{Derivation, StaticHash};
+use srp_store::{Claim, Derivation, StaticHash};
 
 use super::cause::Cause;
 use super::compare::Change;
@@ -30,6 +30,9 @@ pub struct Audit {
     pub rounds: Vec<RoundReport>,
     /// When and how it differs; empty if it is identical.
     pub differences: Vec<Difference>,
+    /// What it was compared with; of what was rebuilt.
+    #[serde(skip)]
+    pub claim: Option<Claim>,
     /// That it was built here and is the same; of what is identical.
     #[serde(skip)]
     pub witness: Option<Witness>,
@@ -47,6 +50,7 @@ impl Audit {
             dimensions: Vec::new(),
             rounds: Vec::new(),
             differences: Vec::new(),
+            claim: None,
             witness: None,
         }
     }
