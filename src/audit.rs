@@ -12,6 +12,8 @@ use srp_builder::Request;
 use srp_builder::audit::{Audit, AuditError, AuditOptions, Dimension, Status};
 use srp_store::StaticHash;
 
+use crate::audit_against;
+use crate::audit_evidence::{self, Evidence};
 use crate::audit_pages::{self, Place};
 use crate::audit_text;
 use crate::building::{self, Effort, Workshop};
@@ -28,7 +30,8 @@ use crate::terminal;
 /// is compared with what the store has registered. If it differs, more rebuilds find out under
 /// which circumstances, the files that differ are looked into, and likely causes are named.
 /// Nothing is registered: the store is as it was. What was found is remembered: an audit that was
-/// interrupted goes on where it was.
+/// interrupted goes on where it was. With --against nothing is built: what caches and their signers
+/// say is compared with what the store has registered.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -59,6 +62,12 @@ pub(crate) struct Arguments {
     /// How many cores builds share [default: all]
     #[arg(long, value_name = "N")]
     cores: Option<NonZeroUsize>,
+    #[command(flatten)]
+    evidence: audit_evidence::Arguments,
+    /// Build nothing: compare with what this cache, and who signs there, say; can be given again
+    #[arg(long, value_name = "CACHE")]
+    #[arg(conflicts_with_all = ["rounds", "vary", "again", "keep", "html", "jobs", "cores"])]
+    against: Vec<String>,
     /// Answer in JSON
     #[arg(long)]
     json: bool,
@@ -69,7 +78,8 @@ Examples:
   srp audit stage1.x86_64-musl.musl
   srp audit stage1.x86_64-musl --closure --json
   srp audit stage1.x86_64-musl.libunwind --vary build-path,user --rounds 3
-  srp audit stage1.x86_64-musl --closure --html ./report";
+  srp audit stage1.x86_64-musl --closure --html ./report
+  srp audit stage1.x86_64-musl --closure --against https://cache.example/srp";
 
 fn dimension_parser() -> impl TypedValueParser<Value = Dimension> {
     let names = Dimension::ALL.iter().map(|dimension| dimension.name());
@@ -79,9 +89,17 @@ fn dimension_parser() -> impl TypedValueParser<Value = Dimension> {
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     // A store is not made to find out that it has nothing.
     context.store_to_read()?;
-    let store = context.store()?;
+    let store = match arguments.against.is_empty() {
+        true => context.store()?,
+        false => context.store_to_publish()?,
+    };
     let graph = Goals::of(context, Some(&store), &arguments.attrs)?.graph()?;
     let wanted = wanted(&graph, arguments.closure);
+    if !arguments.against.is_empty() {
+        let (caches, json) = (&arguments.against, arguments.json);
+        return audit_against::run(context, &store, &graph, &wanted, caches, json);
+    }
+    let evidence = Evidence::asked_for(context, &arguments.evidence)?;
     let place = arguments.html.as_deref().map(Place::find).transpose()?;
     let effort = Effort {
         jobs: Some(arguments.jobs),
@@ -105,16 +123,23 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
 
     let progress = Progress::new(context, &workshop.cancel);
     let builder = workshop.builder(&store);
-    let audit =
-        |hash: &StaticHash| builder.audit(&request, hash, &options, &progress, &workshop.cancel);
+    let audit = |hash: &StaticHash| {
+        let audit = builder.audit(&request, hash, &options, &progress, &workshop.cancel)?;
+        evidence.leave(&store, &request, &audit).map(|()| audit)
+    };
     let audits = audit_all(&request, &wanted, arguments.jobs.into(), &audit);
     progress.finish();
     let audits = audits?;
     let pages = place.map(|place| audit_pages::write(&place, &audits, &command()));
     if arguments.json {
-        terminal::answer_json(&json!({ "format": 1, "audits": audits }))?;
+        let signer = evidence.signer();
+        terminal::answer_json(&json!({ "format": 1, "audits": audits, "signed_by": signer }))?;
     } else {
         terminal::answer(&audit_text::report(&audits))?;
+        if let Some(signer) = evidence.signer() {
+            let what = "that this machine has built what is identical is signed";
+            terminal::say(&format!("{what} by {signer}: srp cache push publishes it"));
+        }
     }
     // That pages can't be written costs nobody the report.
     if let Some(first) = pages.transpose()? {

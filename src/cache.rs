@@ -120,7 +120,8 @@ pub(crate) fn run(context: &Context, command: &Command) -> CommandResult {
     }
 }
 
-fn remote(url: &str) -> CommandResult<std::sync::Arc<dyn srp_store::cache::Remote>> {
+/// What lies at a URL, or in a directory.
+pub(crate) fn remote(url: &str) -> CommandResult<std::sync::Arc<dyn srp_store::cache::Remote>> {
     let absolute;
     let url = if url.contains("://") || url.is_empty() {
         url

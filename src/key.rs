@@ -9,6 +9,7 @@ use srp_store::cache::{KeyId, PublicKey, SecretKey};
 
 use crate::context::Context;
 use crate::error::{CommandError, CommandResult};
+use crate::key_verify;
 use crate::keyring::Keyring;
 use crate::terminal;
 
@@ -41,6 +42,8 @@ pub(crate) enum Command {
         #[arg(value_name = "KEY|ID|NAME")]
         key: String,
     },
+    /// Check who signed attestations, as srp audit --attest writes them, and show what they say
+    Verify(key_verify::Arguments),
 }
 
 pub(crate) fn run(context: &Context, command: &Command) -> CommandResult {
@@ -63,6 +66,7 @@ pub(crate) fn run(context: &Context, command: &Command) -> CommandResult {
             terminal::say(&format!("{} ({}) is trusted", key.name(), key.id()));
             Ok(())
         }
+        Command::Verify(arguments) => key_verify::run(context, &keyring, arguments),
         Command::Revoke { key } => {
             let ids = meant(context, &keyring, key)?;
             for id in ids {
@@ -104,7 +108,7 @@ fn list(context: &Context, keyring: &Keyring, as_json: bool) -> CommandResult {
 }
 
 /// A public key, or what is in a file. What may be a secret is never repeated.
-fn public(text: &str) -> CommandResult<PublicKey> {
+pub(crate) fn public(text: &str) -> CommandResult<PublicKey> {
     if let Ok(key) = text.parse() {
         return Ok(key);
     }

@@ -8,6 +8,9 @@
 
 mod add;
 mod audit;
+mod audit_against;
+mod audit_against_text;
+mod audit_evidence;
 mod audit_pages;
 mod audit_text;
 mod building;
@@ -25,6 +28,7 @@ mod import;
 mod instantiate;
 mod interrupt;
 mod key;
+mod key_verify;
 mod keyring;
 mod list;
 mod log;

@@ -8,6 +8,8 @@
 mod support;
 
 mod cases {
+    mod against;
+    mod attestation;
     mod audit;
     mod audit_pages;
     mod cache;

@@ -58,8 +58,15 @@ impl Work<'_> {
         let outcome = self.execute(build, &roots, &scratch, &log, &|_| {}, free)?;
         let trees = self.take(build, &scratch)?;
         let mut made = self.register(build, &roots, trees)?;
-        made.route = Route {
+        made.route = self.route(&outcome)?;
+        Ok((made, Some(scratch)))
+    }
+
+    /// How a build was made, but for the time that it took.
+    pub(crate) fn route(&self, outcome: &Outcome) -> Result<Route, FailureCause> {
+        Ok(Route {
             runner: self.runner_name()?,
+            machine: self.machine.arch().to_owned(),
             limits_by: match outcome.isolation.limits_by {
                 LimitsBy::Cgroup => "cgroup",
                 LimitsBy::Watchdog => "watchdog",
@@ -67,8 +74,7 @@ impl Work<'_> {
             .to_owned(),
             peak_memory_bytes: outcome.peak_memory_bytes,
             ..Route::default()
-        };
-        Ok((made, Some(scratch)))
+        })
     }
 
     /// Runs the builder in its sandbox, which `vary` may change before. It has written to the

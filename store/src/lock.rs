@@ -107,7 +107,7 @@ impl Store {
         ] {
             self.sweep_staged(&self.directory(name))?;
         }
-        for name in ["statements", "caches"] {
+        for name in ["statements", "rebuilt", "caches"] {
             for directory in files::entries(&self.directory(name))? {
                 self.sweep_staged(&directory)?;
             }

@@ -301,6 +301,11 @@ fn what_was_found_is_not_found_out_twice() {
     fs::rename(&kept, kept.with_extension("elsewhere")).unwrap();
     assert!(!is_remembered(&audit(&["t.x.two"], "two", 5)));
     assert!(kept.exists());
+    // What was rebuilt then can be signed now.
+    place.srp(&["key", "generate", "builder-1"]).succeeded();
+    assert!(!place.store().join("rebuilt").exists());
+    assert!(is_remembered(&audit(&["t.x.steady", "--sign"], "steady", 0)));
+    assert!(!place::list(&place.store().join("rebuilt")).is_empty());
     // A file that holds nothing of use is no obstacle.
     for path in place::list(&place.store().join("audits")) {
         if path.extension() == Some("json".as_ref()) {

@@ -18,6 +18,7 @@ use super::dimension::{Dimension, Surroundings, Variation};
 use super::remembered;
 use super::report::{Audit, Difference, RoundReport, Status, Tried};
 use super::round::{self, Rebuilt};
+use super::witness::Witness;
 use crate::build::{Roots, Trees};
 use crate::cancel::CancelToken;
 use crate::event::{Activity, Event, Observer};
@@ -160,6 +161,7 @@ struct Auditor<'a> {
     work: Work<'a>,
     build: &'a Build,
     roots: Roots,
+    claim: &'a Claim,
     registered: Trees,
     /// What the first output is.
     object: ObjectName,
@@ -175,7 +177,7 @@ impl<'a> Auditor<'a> {
     fn new(
         work: Work<'a>,
         build: &'a Build,
-        claim: &Claim,
+        claim: &'a Claim,
         options: &'a AuditOptions,
         keep: PathBuf,
     ) -> Result<Auditor<'a>, FailureCause> {
@@ -205,7 +207,19 @@ impl<'a> Auditor<'a> {
         // What an earlier audit kept is no longer what this one says.
         srp_store::remove_tree(&keep)?;
         let (tried, rounds) = (BTreeMap::new(), Vec::new());
-        Ok(Auditor { work, build, roots, registered, object, around, options, keep, tried, rounds })
+        Ok(Auditor {
+            work,
+            build,
+            roots,
+            claim,
+            registered,
+            object,
+            around,
+            options,
+            keep,
+            tried,
+            rounds,
+        })
     }
 
     fn run(mut self) -> Result<Audit, FailureCause> {
@@ -215,6 +229,7 @@ impl<'a> Auditor<'a> {
         self.work.observer.event(Event::Started { task, activity });
         let mut differing = None;
         let mut identical = 0;
+        let mut route = None;
         let options = self.options;
         for _ in 0..options.rounds.max(1) {
             let rebuilt = self.round(&options.dimensions)?;
@@ -222,6 +237,7 @@ impl<'a> Auditor<'a> {
                 differing = Some(rebuilt);
                 break;
             }
+            route = rebuilt.route;
             identical += 1;
         }
         let differences = match differing {
@@ -229,6 +245,9 @@ impl<'a> Auditor<'a> {
             Some(rebuilt) => self.explain(rebuilt, identical > 0)?,
         };
         let status = if differences.is_empty() { Status::Identical } else { Status::Differs };
+        let route = route.filter(|_| status == Status::Identical);
+        let (hash, claim) = (self.work.hash, self.claim);
+        let witness = route.map(|route| Witness::new(hash, claim.clone(), route));
         let elapsed = began.elapsed();
         let object = &self.object;
         self.work.observer.event(Event::Finished { task, activity, object, elapsed });
@@ -242,6 +261,7 @@ impl<'a> Auditor<'a> {
         audit.audited_at = Some(now.as_secs());
         (audit.dimensions, audit.rounds, audit.differences) =
             (dimensions, self.rounds, differences);
+        (audit.claim, audit.witness) = (Some(claim.clone()), witness);
         Ok(audit)
     }
 

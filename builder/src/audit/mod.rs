@@ -7,10 +7,15 @@
 //! When a round differs, the dimensions are bisected, and the differing files are looked into
 //! (`compare`) and explained (`cause`).
 //!
+//! What others say of the same derivations is another question, answered without building:
+//! [`against`].
+//!
 //! What this deliberately isn't: it registers nothing. Of the store it uses scratch directories,
 //! keeps differing outputs aside where it is told to, and remembers what it found (`remembered`). It doesn't judge fetches, which are
 //! verified by their hash, nor stages, which follow from their components.
 
+pub mod against;
+pub mod attest;
 mod auditor;
 mod cause;
 mod compare;
@@ -18,9 +23,11 @@ mod dimension;
 mod remembered;
 mod report;
 mod round;
+mod witness;
 
 pub use auditor::{AuditError, AuditOptions};
 pub use cause::{CAUSES, Cause, Pattern};
 pub use compare::{Change, Kind, Part, Sign};
 pub use dimension::{Dimension, NoDimension, Variation};
 pub use report::{Audit, Difference, Failed, RoundReport, Status, Tried};
+pub use witness::Witness;

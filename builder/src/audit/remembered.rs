@@ -11,11 +11,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use srp_store::{Claim, ObjectId, OutputName, ResolvedHash, Store};
+use srp_store::{Claim, ObjectId, OutputName, ResolvedHash, Route, Store};
 
 use super::auditor::AuditOptions;
 use super::dimension::Dimension;
 use super::report::{Audit, Status};
+use super::witness::Witness;
 use crate::request::FailureCause;
 
 /// Counts up when an older file no longer tells what an audit would.
@@ -32,6 +33,8 @@ struct Remembered {
     dimensions: BTreeSet<Dimension>,
     rounds: usize,
     audit: Audit,
+    /// How the last rebuild that came out the same was done.
+    route: Option<Route>,
 }
 
 /// What an earlier audit of the same claim found, if it was at least as thorough as is asked for.
@@ -47,7 +50,11 @@ pub(super) fn recall(path: &Path, claim: &Claim, options: &AuditOptions) -> Opti
         && found.audit.differences.iter().filter_map(|it| it.kept.as_ref()).all(|kept| {
             kept.starts_with(&options.keep) && kept.exists()
         });
-    same.then(|| Audit { remembered: true, ..found.audit })
+    same.then(|| {
+        let hash = found.audit.derivation;
+        let witness = found.route.map(|route| Witness::new(hash, claim.clone(), route));
+        Audit { remembered: true, claim: Some(claim.clone()), witness, ..found.audit }
+    })
 }
 
 /// Keeps what an audit found.
@@ -69,6 +76,7 @@ pub(super) fn remember(
         dimensions: options.dimensions.clone(),
         rounds: options.rounds,
         audit: audit.clone(),
+        route: audit.witness.as_ref().map(|witness| witness.route().clone()),
     };
     // A scratch directory is swept if this process is killed.
     let scratch = store.scratch()?;

@@ -5,11 +5,12 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use srp_store::{Derivation, StaticHash};
+use srp_store::{Claim, Derivation, StaticHash};
 
 use super::cause::Cause;
 use super::compare::Change;
 use super::dimension::{Dimension, Variation};
+use super::witness::Witness;
 
 /// The audit of one derivation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -33,6 +34,12 @@ pub struct Audit {
     pub rounds: Vec<RoundReport>,
     /// When and how it differs; empty if it is identical.
     pub differences: Vec<Difference>,
+    /// What it was compared with; of what was rebuilt.
+    #[serde(skip)]
+    pub claim: Option<Claim>,
+    /// That it was built here and is the same; of what is identical.
+    #[serde(skip)]
+    pub witness: Option<Witness>,
 }
 
 impl Audit {
@@ -49,6 +56,8 @@ impl Audit {
             dimensions: Vec::new(),
             rounds: Vec::new(),
             differences: Vec::new(),
+            claim: None,
+            witness: None,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use srp_store::{Build, Scratch};
+use srp_store::{Build, Route, Scratch};
 
 use super::compare::{self, Point};
 use super::dimension::{Dimension, Surroundings, Variation};
@@ -27,6 +27,8 @@ pub(super) struct Rebuilt {
     /// Where it is not as registered; empty: it is identical.
     pub(super) points: BTreeSet<Point>,
     pub(super) failed: Option<Failed>,
+    /// How it was built; none if it failed.
+    pub(super) route: Option<Route>,
     /// What became of each dimension that was to be varied.
     pub(super) varied: BTreeMap<Dimension, Result<Variation, String>>,
     pub(super) report: RoundReport,
@@ -65,7 +67,9 @@ pub(super) fn rebuild(
         (None, Ok(_)) => unreachable!("a plan is varied before it is carried out"),
     };
     let usual = usually_seen(&usual, &scratch)?;
+    let mut route = None;
     let taken = ran.and_then(|outcome| {
+        route = Some(work.route(&outcome)?);
         if let Some(seen) = &outcome.observation {
             for (dimension, variation) in &mut varied {
                 let effect = dimension.took_effect(&plan, &usual, seen);
@@ -97,7 +101,7 @@ pub(super) fn rebuild(
         milliseconds: started.elapsed().as_millis() as u64,
         compare_milliseconds: built.elapsed().as_millis() as u64,
     };
-    Ok(Rebuilt { scratch, trees, points, failed, varied, report })
+    Ok(Rebuilt { scratch, trees, points, failed, route, varied, report })
 }
 
 /// A plan before and after it was varied.

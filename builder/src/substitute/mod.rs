@@ -15,5 +15,6 @@ mod transfer;
 mod tests;
 
 pub use offer::{Offer, Part};
+pub(crate) use site::Site;
 pub use substituters::{Substituters, Upstream};
 pub(crate) use transfer::TransferError;

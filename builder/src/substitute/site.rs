@@ -242,6 +242,10 @@ impl Remote for Cancellable {
         self.remote.refresh(path)
     }
 
+    fn list(&self, directory: &str) -> Result<Vec<(CachePath, Stat)>, CacheError> {
+        self.remote.list(directory)
+    }
+
     fn request_cost_bytes(&self) -> u64 {
         self.remote.request_cost_bytes()
     }

@@ -11,6 +11,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::{BufWriter, Read};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -142,6 +143,34 @@ impl<'a> Fetcher<'a> {
             copied_bytes,
             delta_bytes,
         })
+    }
+}
+
+impl Fetcher<'_> {
+    /// Fetches single files of an object, by their digests, into the new directory `to`: a tree
+    /// that has all of the object's directories, and of its files only these. `index` and `whole`
+    /// are what [`Cache::index`] gave. Nothing is registered, and what comes of it is no object.
+    pub fn fetch_files(
+        &self,
+        record: &ObjectRecord,
+        (index, whole): (&Index, Option<Vec<u8>>),
+        wanted: &BTreeSet<Digest>,
+        to: &Path,
+    ) -> Result<(), CacheError> {
+        let fetch = Fetch {
+            fetcher: self,
+            record,
+            path: CachePath::pack(&record.location.pack),
+            fetched_bytes: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+        };
+        let unpacking = Unpacking::begin(to, index)?;
+        for (number, file) in index.files.iter().enumerate() {
+            if !wanted.contains(&file.digest) {
+                unpacking.skip(number);
+            }
+        }
+        fetch.fill(index, &unpacking, whole, &mut BTreeSet::new()).map(drop)
     }
 }
 

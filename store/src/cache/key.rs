@@ -114,7 +114,12 @@ impl PublicKey {
 
     /// Whether `signature` is this key's on `digest`. Weak keys verify nothing.
     pub(crate) fn verifies(&self, digest: &[u8; 32], signature: &[u8; 64]) -> bool {
-        self.key.verify_strict(digest, &Signature::from_bytes(signature)).is_ok()
+        self.verifies_bytes(digest, signature)
+    }
+
+    /// The same, of bytes that say themselves what they are.
+    pub(crate) fn verifies_bytes(&self, bytes: &[u8], signature: &[u8; 64]) -> bool {
+        self.key.verify_strict(bytes, &Signature::from_bytes(signature)).is_ok()
     }
 }
 
@@ -169,7 +174,13 @@ impl SecretKey {
     }
 
     pub(crate) fn sign(&self, digest: &[u8; 32]) -> [u8; 64] {
-        self.key.sign(digest).to_bytes()
+        self.sign_bytes(digest)
+    }
+
+    /// Signs bytes that can't be taken for anything else that this key signs: whoever calls this
+    /// says why.
+    pub(crate) fn sign_bytes(&self, bytes: &[u8]) -> [u8; 64] {
+        self.key.sign(bytes).to_bytes()
     }
 }
 

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::cache::key::{KeyId, PublicKey};
-use crate::cache::sealed::{SealError, Sealed};
+use crate::cache::sealed::Sealed;
+use crate::cache::standing::Standing;
 use crate::cache::statement::{Provenance, Statement};
 use crate::digest::{ObjectId, ResolvedHash, StaticHash};
 use crate::name::OutputName;
@@ -211,18 +212,15 @@ impl Policy {
         complaints: &mut Vec<Complaint>,
     ) -> Option<(&'a Statement, Option<String>)> {
         let cache = item.cache.clone();
-        if let Some(key) = item.statement.signer()
-            && self.revoked.contains(&key)
-        {
-            complaints.push(Complaint::Revoked { cache, key });
-            return None;
-        }
-        let name = match item.statement.check(&self.trusted) {
-            Ok(Some(key)) => Some(key.name().to_string()),
-            Ok(None) if item.trusted_outright => None,
-            Ok(None) => return None,
-            Err(SealError::UnknownKey { .. }) => return None,
-            Err(SealError::Wrong { name, key }) => {
+        let name = match self.standing(&item.statement, item.trusted_outright) {
+            Standing::Trusted { name, .. } => Some(name),
+            Standing::Outright => None,
+            Standing::Unsigned | Standing::Untrusted { .. } => return None,
+            Standing::Revoked { key } => {
+                complaints.push(Complaint::Revoked { cache, key });
+                return None;
+            }
+            Standing::Wrong { name, key } => {
                 complaints.push(Complaint::BadSignature { cache, key: format!("{name} ({key})") });
                 return None;
             }

@@ -1,7 +1,8 @@
 //! Stating: what a store says to others of the derivations that it has realised.
 //!
 //! What a store has built it states itself; what it took from others it passes on in their words,
-//! with a statement of its own that says "substituted". Publishing, exporting and serving say
+//! with a statement of its own that says "substituted", unless it has rebuilt it since
+//! ([`super::rebuilt`]). Publishing, exporting and serving say
 //! the same.
 
 use std::collections::BTreeMap;
@@ -76,7 +77,14 @@ impl Store {
             sandbox: revision::SANDBOX,
             provenance,
         };
-        let ours = Sealed::new(ours, key);
+        // Who took it, and has built it since, has built it.
+        let rebuilt = match key {
+            Some(key) if provenance == Provenance::Substituted => {
+                self.rebuilt(derivation, claim, &key.public())?
+            }
+            _ => None,
+        };
+        let ours = rebuilt.unwrap_or_else(|| Sealed::new(ours, key));
         let others = evidence.into_iter().filter(|it| {
             let same = it.unverified();
             same.derivation == *derivation

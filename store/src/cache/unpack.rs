@@ -104,6 +104,11 @@ impl<'a> Unpacking<'a> {
         (0..self.files.len()).filter(missing).collect()
     }
 
+    /// A file is not wanted: it counts as there, and nothing is written.
+    pub(crate) fn skip(&self, number: usize) {
+        self.files[number].done.store(true, Ordering::Release);
+    }
+
     /// Those of them of which there is no part either.
     pub(crate) fn untouched(&self) -> Vec<usize> {
         let mut missing = self.missing();

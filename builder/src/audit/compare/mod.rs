@@ -19,7 +19,7 @@ use std::io::Read;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use srp_store::{Entry, Found, Listing, OutputName};
+use srp_store::{Digest, Entry, Found, Listing, OutputName};
 
 use crate::build::Trees;
 use part::Looking;
@@ -163,6 +163,32 @@ pub(super) fn changes(
         changes.push(Change { output: output.clone(), path, kind, parts, signs });
     }
     changes
+}
+
+/// The contents, by digest, of those rebuilt files that [`changes`] looks into.
+pub(super) fn looked_into(
+    registered: &Trees,
+    rebuilt: &Trees,
+    points: &BTreeSet<Point>,
+) -> BTreeSet<Digest> {
+    let mut wanted = BTreeSet::new();
+    let mut changes = 0;
+    for point in points {
+        let Point::Path(output, path) = point else { continue };
+        let (Some((_, one)), Some((_, other))) = (registered.get(output), rebuilt.get(output))
+        else {
+            continue;
+        };
+        let Some(kind) = kind_at(one, other, path) else { continue };
+        if let Kind::Content { rebuilt_bytes: ..=LARGEST_BYTES, .. } = kind
+            && let Some(Found::Entry(Entry::File { digest, .. })) = other.find(path)
+            && changes < LOOKED_INTO
+        {
+            wanted.insert(*digest);
+        }
+        changes += 1;
+    }
+    wanted
 }
 
 fn at(tree: &Path, path: &[u8]) -> std::path::PathBuf {

@@ -122,3 +122,21 @@ fn what_crawls_is_given_up_at_once() {
     assert!(error.expect_err("too slow").is_too_slow());
     assert_eq!(memory.gets(), 2, "the index came, and blocks are not tried again");
 }
+
+#[test]
+fn single_files_come_by_their_blocks_only_and_nothing_is_registered() {
+    let user = Machine::new();
+    let (memory, cache, object, record) = large();
+    let (index, whole) = cache.index(&record).expect("an index");
+    memory.forget_requests();
+    let to = user.directory.path().join("there");
+    let wanted = [Digest::of_file(&noise(5, 3000))].into();
+    let fetcher = Fetcher::new(&user.store, &cache, Arc::default());
+    fetcher.fetch_files(&record, (&index, whole), &wanted, &to).expect("fetched");
+    assert_eq!(fs::read(to.join("small3.txt")).expect("read"), noise(5, 3000));
+    assert_eq!(fs::read_dir(&to).expect("listed").count(), 1);
+    assert_eq!(memory.gets(), 1);
+    assert!(memory.sent() < 1 << 20, "{} bytes were sent", memory.sent());
+    assert!(!user.store.contains(&object.id()).expect("asked"));
+    assert_eq!(left(&user), Vec::<PathBuf>::new());
+}

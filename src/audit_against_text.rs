@@ -1,0 +1,169 @@
+//! What others say of what is here, as text for people.
+//!
+//! It may hold what others wrote: every line of that is made printable.
+
+use std::fmt::Write as _;
+
+use srp_builder::audit::against::{Comparison, Difference, Outcome, Says, Voice};
+use srp_builder::audit::{Change, Kind};
+use srp_store::Reference;
+
+use crate::target::short;
+use crate::terminal::printable;
+
+/// So many paths of one difference are listed.
+const MOST_PATHS: usize = 20;
+/// So many causes are told.
+const MOST_CAUSES: usize = 3;
+
+/// The whole report.
+pub(crate) fn report(comparisons: &[Comparison]) -> String {
+    let mut text = String::new();
+    for comparison in comparisons {
+        one(&mut text, comparison);
+    }
+    let count =
+        |wanted: fn(&Outcome) -> bool| comparisons.iter().filter(|it| wanted(&it.outcome)).count();
+    let _ = writeln!(
+        text,
+        "{} agreed upon, {} disagreed upon, {} unknown",
+        count(|outcome| matches!(outcome, Outcome::Agree)),
+        count(|outcome| matches!(outcome, Outcome::Disagree)),
+        count(|outcome| matches!(outcome, Outcome::Unknown { .. })),
+    );
+    text
+}
+
+fn one(text: &mut String, comparison: &Comparison) {
+    let status = match comparison.outcome {
+        Outcome::Agree => "agree",
+        Outcome::Disagree => "disagree",
+        Outcome::Unknown { .. } => "unknown",
+    };
+    let _ = write!(text, "{status}: {}", comparison.name);
+    if !comparison.version.is_empty() {
+        let _ = write!(text, " {}", comparison.version);
+    }
+    text.push('\n');
+    if let Outcome::Unknown { reason } = &comparison.outcome {
+        let _ = writeln!(text, "  {reason}");
+    }
+    for voice in &comparison.voices {
+        self::voice(text, comparison, voice);
+    }
+    for difference in &comparison.differences {
+        self::difference(text, difference);
+    }
+}
+
+fn voice(text: &mut String, comparison: &Comparison, voice: &Voice) {
+    let key = voice.by.key.map(|key| key.to_string()).unwrap_or_default();
+    let name = voice.by.name.as_deref().unwrap_or_default();
+    let who = match voice.by.standing {
+        "trusted" => name.to_owned(),
+        "outright" => "the cache itself, which is trusted outright,".to_owned(),
+        "unsigned" => "not counted: somebody who doesn't sign".to_owned(),
+        "revoked" => format!("not counted: the revoked key {key}"),
+        "wrong-signature" => {
+            let _ = writeln!(
+                text,
+                "  WRONG SIGNATURE by {name} ({key}), in {}",
+                printable(&voice.cache)
+            );
+            return;
+        }
+        _ => format!("not counted: the untrusted key {key}, of {:?},", printable(&voice.builder)),
+    };
+    let says = match (voice.says, voice.same_build) {
+        (Says::Agree, true) => "says the same",
+        (Says::Agree, false) => "says the same, from other inputs",
+        (Says::Disagree, _) => "says otherwise",
+        (Says::Nonsense, _) => "says what makes no sense",
+    };
+    let how = match voice.runner.as_str() {
+        "" | "native" => voice.provenance.clone(),
+        runner => format!("{} by {}", voice.provenance, printable(runner)),
+    };
+    let _ = writeln!(text, "  {who} {says} ({how}; {})", printable(&voice.cache));
+    for stated in voice.outputs.iter().filter(|stated| !stated.agrees) {
+        let here = &comparison.outputs[&stated.output];
+        let _ = writeln!(text, "    {} here:  {}, tree {}", stated.output, here.object, here.tree);
+        let width = stated.output.as_str().len();
+        let (object, tree) = (stated.there.object, stated.there.tree);
+        let _ = writeln!(text, "    {:width$} there: {object}, tree {tree}", "");
+    }
+    for (depth, input) in voice.because.iter().enumerate() {
+        let begin =
+            if depth == 0 { "it is not the same build, because" } else { "and that because" };
+        let there = input.there.map_or_else(|| "nothing".to_owned(), |there| there.to_string());
+        let _ = writeln!(
+            text,
+            "    {begin} its input {} ({}, {}) is {} here and {there} there",
+            printable(&input.name),
+            short(&input.derivation),
+            input.output,
+            input.here
+        );
+    }
+}
+
+fn difference(text: &mut String, difference: &Difference) {
+    let Some(cache) = &difference.listed_by else {
+        let _ =
+            writeln!(text, "  what differs is not known: no cache has {}", difference.there.object);
+        return;
+    };
+    let _ = writeln!(
+        text,
+        "  {}: how {} differs, as {} has it",
+        difference.output,
+        difference.there.object,
+        printable(cache)
+    );
+    for change in difference.changes.iter().take(MOST_PATHS) {
+        self::change(text, change);
+    }
+    if difference.changes.len() > MOST_PATHS {
+        let _ = writeln!(text, "    … and {} paths more", difference.changes.len() - MOST_PATHS);
+    }
+    let references =
+        [("here", &difference.references_here), ("there", &difference.references_there)];
+    for (place, references) in references {
+        for Reference { object, .. } in references {
+            let _ = writeln!(text, "    only {place} it refers to {object}");
+        }
+    }
+    if difference.permissions_differ {
+        let _ = writeln!(text, "    declared modes and owners differ");
+    }
+    for cause in difference.causes.iter().take(MOST_CAUSES) {
+        let _ = writeln!(text, "    likely cause: {} [{}]", cause.what, cause.pattern);
+        let _ = writeln!(text, "      what helps: {}", cause.advice);
+    }
+}
+
+fn change(text: &mut String, change: &Change) {
+    let what = match &change.kind {
+        Kind::Added => "only there".to_owned(),
+        Kind::Removed => "only here".to_owned(),
+        Kind::Type { registered, rebuilt } => format!("a {registered}, there a {rebuilt}"),
+        Kind::Mode { registered_executable: true } => "executable only here".to_owned(),
+        Kind::Mode { registered_executable: false } => "executable only there".to_owned(),
+        Kind::Target { registered, rebuilt } => {
+            format!("links to {}, there to {}", printable(registered), printable(rebuilt))
+        }
+        Kind::Content { registered_bytes, rebuilt_bytes } if registered_bytes == rebuilt_bytes => {
+            format!("{registered_bytes} bytes")
+        }
+        Kind::Content { registered_bytes, rebuilt_bytes } => {
+            format!("{registered_bytes} bytes, there {rebuilt_bytes}")
+        }
+    };
+    let _ = writeln!(text, "    {}: {what}", printable(&change.path));
+    for part in &change.parts {
+        let _ = writeln!(text, "      {}", printable(&part.place));
+        for line in &part.lines {
+            let _ = writeln!(text, "        {}", printable(line));
+        }
+    }
+}
