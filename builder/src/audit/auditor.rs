@@ -14,7 +14,7 @@ use srp_store::{Action, Build, Claim, ObjectName, Role, StaticHash, StoreError};
 
 use super::cause::{self, Seen};
 use super::compare::{self, Point, Sign};
-use super::dimension::{Dimension, Surroundings, Variation};
+use super::dimension::{Dimension, Surroundings, TMPFS, Variation};
 use super::report::{Audit, Difference, RoundReport, Status, Tried};
 use super::round::{self, Rebuilt};
 use crate::build::{Roots, Trees};
@@ -139,7 +139,7 @@ impl Builder<'_> {
 type Set = BTreeSet<Dimension>;
 
 /// What needs more of the kernel than any sandbox does, and is left out where that is refused.
-const MAY_BE_REFUSED: [Dimension; 1] = [Dimension::Clock];
+const MAY_BE_REFUSED: [Dimension; 2] = [Dimension::Clock, Dimension::DirectoryOrder];
 
 struct Auditor<'a> {
     work: Work<'a>,
@@ -179,11 +179,14 @@ impl<'a> Auditor<'a> {
         for source in work.role(Role::Sources) {
             sources_bytes += store.info(&source)?.size_bytes;
         }
+        let store_in_memory = nix::sys::statfs::statfs(store.root())
+            .is_ok_and(|found| found.filesystem_type().0 as i64 == TMPFS);
         let around = Surroundings {
             processors: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: work.options.memory_bytes.unwrap_or(0) / 4,
             // Objects, programs with debug information, and a copy of the sources.
             build_bytes: 6 * sources_bytes + 3 * size_bytes,
+            store_in_memory,
         };
         let roots = work.roots()?;
         let keep = format!("{}-{}", work.derivation.name, &work.hash.to_string()[..12]);

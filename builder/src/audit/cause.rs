@@ -159,18 +159,18 @@ pub const CAUSES: &[Pattern] = &[
         "SOURCE_DATE_EPOCH instead of the clock: date -u -d @$SOURCE_DATE_EPOCH; no __DATE__ and __TIME__ (-Werror=date-time finds them)",
     ),
     pattern(
-        "order",
-        &[Sign::Order],
-        &[Dimension::FileSystem],
-        "the same things in another order: a directory that is listed unsorted, a hash table, or jobs that end in another order",
-        "sort what is listed (LC_ALL=C sort; $(sort $(wildcard …)); tar --sort=name), and don't collect in the order of completion",
-    ),
-    pattern(
         "file-system",
         &[],
         &[Dimension::FileSystem],
-        "the file system shows: the order of directory entries, sizes of directories, inode numbers",
+        "the file system shows: sizes of directories, inode numbers, the order of entries",
         "sort what is listed; leave out what ls -l and du say of directories",
+    ),
+    pattern(
+        "order",
+        &[Sign::Order],
+        &[Dimension::DirectoryOrder, Dimension::FileSystem],
+        "the same things in another order: a directory that is listed unsorted, a hash table, or jobs that end in another order",
+        "sort what is listed (LC_ALL=C sort; $(sort $(wildcard …)); tar --sort=name), and don't collect in the order of completion",
     ),
     pattern(
         "addresses",

@@ -40,7 +40,9 @@ pub enum Dimension {
     Addresses,
     /// The kernel's release, as `uname` says it.
     Kernel,
-    /// The file system of the build directory and `/tmp`, and with it the order of entries.
+    /// The order in which the entries of directories are listed.
+    DirectoryOrder,
+    /// The file system of the build directory and `/tmp`.
     FileSystem,
 }
 
@@ -53,6 +55,8 @@ pub(crate) struct Surroundings {
     pub(crate) memory_bytes: u64,
     /// An upper estimate of what the build writes beside its outputs.
     pub(crate) build_bytes: u64,
+    /// Whether the store is in memory.
+    pub(crate) store_in_memory: bool,
 }
 
 /// What a dimension changed, in words: what every build has, and what this one had.
@@ -77,7 +81,7 @@ const LOCALE: &str = "de_CH.UTF-8";
 /// An offset with odd minutes, in the one notation that needs no database.
 const TIME_ZONE: &str = "AUD-13:45";
 const VARIABLE: (&str, &str) = ("SRP_AUDIT_VARIABLE", "audit-variable-value");
-const TMPFS: i64 = 0x0102_1994;
+pub(super) const TMPFS: i64 = 0x0102_1994;
 
 impl Dimension {
     /// Every dimension, in the order in which reports name them.
@@ -94,6 +98,7 @@ impl Dimension {
         Dimension::Terminal,
         Dimension::Addresses,
         Dimension::Kernel,
+        Dimension::DirectoryOrder,
         Dimension::FileSystem,
     ];
 
@@ -113,6 +118,7 @@ impl Dimension {
             Dimension::Terminal => "terminal",
             Dimension::Addresses => "addresses",
             Dimension::Kernel => "kernel",
+            Dimension::DirectoryOrder => "directory-order",
             Dimension::FileSystem => "file-system",
         }
     }
@@ -194,6 +200,13 @@ impl Dimension {
                 plan.attributes.old_kernel = true;
                 changed("the machine's", "2.6")
             }
+            Dimension::DirectoryOrder if !plan.abis.is_empty() => {
+                Err("programs of another ABI would see the usual order".to_owned())
+            }
+            Dimension::DirectoryOrder => {
+                plan.attributes.reversed_directories = true;
+                changed("the file system's", "reversed")
+            }
             Dimension::FileSystem => file_system(plan, around),
         }
     }
@@ -247,6 +260,10 @@ impl Dimension {
                 let wanted = seen.kernel_release.starts_with("2.6.");
                 let differs = seen.kernel_release != usual.kernel_release;
                 check(&seen.kernel_release, wanted, differs)
+            }
+            Dimension::DirectoryOrder => {
+                let differs = seen.reversed_directories != usual.reversed_directories;
+                check(&"the usual order", seen.reversed_directories, differs)
             }
             Dimension::FileSystem => {
                 let differs = seen.file_system != usual.file_system;
@@ -325,6 +342,9 @@ fn processors(plan: &mut SandboxPlan, all: usize) -> Result<Variation, String> {
 
 /// The build directory and `/tmp` in memory.
 fn file_system(plan: &mut SandboxPlan, around: &Surroundings) -> Result<Variation, String> {
+    if around.store_in_memory {
+        return Err("the store is in memory itself".to_owned());
+    }
     if around.build_bytes > around.memory_bytes {
         return Err(format!(
             "it may write {} MiB, which don't fit in memory",

@@ -125,6 +125,7 @@ fn usually_seen(plan: &SandboxPlan, scratch: &Scratch) -> Result<Observation, Fa
             random_addresses: plan.attributes.random_addresses,
             kernel_release: release,
             file_system: file_system.0 as i64,
+            reversed_directories: plan.attributes.reversed_directories,
             seconds: nix::time::clock_gettime(nix::time::ClockId::CLOCK_REALTIME)?.tv_sec(),
         })
     };

@@ -239,6 +239,15 @@ pub struct Attributes {
     pub old_kernel: bool,
     /// How far the time of day is ahead, for programs of this machine's own ABI.
     pub clock_ahead_seconds: Option<u32>,
+    /// Whether directories are listed the other way round, to programs of this machine's own ABI.
+    pub reversed_directories: bool,
+}
+
+impl Attributes {
+    /// Whether init answers system calls for the sandbox's processes.
+    pub(super) fn need_answers(&self) -> bool {
+        self.clock_ahead_seconds.is_some() || self.reversed_directories
+    }
 }
 
 impl Default for Attributes {
@@ -249,6 +258,7 @@ impl Default for Attributes {
             random_addresses: true,
             old_kernel: false,
             clock_ahead_seconds: None,
+            reversed_directories: false,
         }
     }
 }

@@ -182,8 +182,8 @@ impl SandboxPlan {
             Step::DropPrivileges { keep_file_override: self.root == RootMode::Ephemeral },
             Step::Filter {
                 abis: self.abis.clone(),
-                // Init changes programs' clocks by tracing them; they get a stricter filter then.
-                debuggers: self.debuggers || self.attributes.clock_ahead_seconds.is_some(),
+                // Init answers programs by looking into them; they get a stricter filter then.
+                debuggers: self.debuggers || self.attributes.need_answers(),
             },
         ]);
         steps
