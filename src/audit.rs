@@ -42,6 +42,9 @@ pub(crate) struct Arguments {
     /// What is varied, separated by commas [default: everything that can be varied]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = dimension_parser())]
     vary: Vec<Dimension>,
+    /// Also rebuild with each dimension alone, and say what it costs
+    #[arg(long)]
+    costs: bool,
     /// Where outputs that differ are kept [default: audits/ in the store]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     keep: Option<PathBuf>,
@@ -89,7 +92,8 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
         true => Dimension::ALL.iter().copied().collect(),
         false => arguments.vary.iter().copied().collect(),
     };
-    let options = AuditOptions { dimensions, rounds: arguments.rounds.into(), keep };
+    let options =
+        AuditOptions { dimensions, rounds: arguments.rounds.into(), costs: arguments.costs, keep };
     let request = graph.request(graph.keys());
 
     let progress = Progress::new(context, &workshop.cancel);

@@ -32,6 +32,8 @@ pub struct AuditOptions {
     pub dimensions: BTreeSet<Dimension>,
     /// How many rounds vary everything; at least one.
     pub rounds: usize,
+    /// Whether it is also measured what each dimension costs.
+    pub costs: bool,
     /// Where differing outputs are kept, one directory for each derivation. It need not be there.
     pub keep: PathBuf,
 }
@@ -141,7 +143,7 @@ type Set = BTreeSet<Dimension>;
 /// What needs more of the kernel than any sandbox does, and is left out where that is refused.
 const MAY_BE_REFUSED: [Dimension; 2] = [Dimension::Clock, Dimension::DirectoryOrder];
 
-struct Auditor<'a> {
+pub(super) struct Auditor<'a> {
     work: Work<'a>,
     build: &'a Build,
     roots: Roots,
@@ -149,10 +151,10 @@ struct Auditor<'a> {
     /// What the first output is.
     object: ObjectName,
     around: Surroundings,
-    options: &'a AuditOptions,
+    pub(super) options: &'a AuditOptions,
     /// Where this derivation's differing outputs are kept.
     keep: PathBuf,
-    tried: BTreeMap<Dimension, Result<Variation, String>>,
+    pub(super) tried: BTreeMap<Dimension, Result<Variation, String>>,
     rounds: Vec<RoundReport>,
 }
 
@@ -213,6 +215,12 @@ impl<'a> Auditor<'a> {
             }
             identical += 1;
         }
+        let mut costs = None;
+        if options.costs {
+            let (measured, differs) = self.costs()?;
+            costs = Some(measured);
+            differing = differing.or(differs);
+        }
         let differences = match differing {
             None => Vec::new(),
             Some(rebuilt) => self.explain(rebuilt, identical > 0)?,
@@ -229,11 +237,12 @@ impl<'a> Auditor<'a> {
         let mut audit = Audit::of(&self.work.hash, self.work.derivation, status);
         (audit.dimensions, audit.rounds, audit.differences) =
             (dimensions, self.rounds, differences);
+        audit.costs = costs;
         Ok(audit)
     }
 
     /// One rebuild.
-    fn round(&mut self, dimensions: &Set) -> Result<Rebuilt, FailureCause> {
+    pub(super) fn round(&mut self, dimensions: &Set) -> Result<Rebuilt, FailureCause> {
         let names: Vec<&str> = dimensions.iter().map(|dimension| dimension.name()).collect();
         let varied = match names.len() {
             0 => "nothing varied".to_owned(),
@@ -438,6 +447,7 @@ fn sign_of(dimension: Dimension) -> Option<Sign> {
         Dimension::TimeZone => Sign::TimeZone,
         Dimension::Environment => Sign::Environment,
         Dimension::Kernel => Sign::Kernel,
+        Dimension::CpuModel => Sign::CpuModel,
         _ => return None,
     })
 }

@@ -68,6 +68,13 @@ pub const CAUSES: &[Pattern] = &[
         "tar --mtime=@$SOURCE_DATE_EPOCH; ar with the modifier D; zip after touch -d @$SOURCE_DATE_EPOCH",
     ),
     pattern(
+        "bytecode-time",
+        &[Sign::BytecodeTime],
+        &[],
+        "compiled Python has the time of its source",
+        "python3 -m compileall --invalidation-mode unchecked-hash, or SOURCE_DATE_EPOCH where it is compiled",
+    ),
+    pattern(
         "member-owner",
         &[Sign::MemberOwner],
         &[],
@@ -143,6 +150,13 @@ pub const CAUSES: &[Pattern] = &[
         &[Dimension::Kernel],
         "the release of the kernel that builds is in the output, or decides what is built",
         "configure for a fixed release, not for the one that uname says",
+    ),
+    pattern(
+        "cpu-model",
+        &[Sign::CpuModel],
+        &[Dimension::CpuModel],
+        "the model of the processor that builds, or what it can do, is in the output or decides what is built",
+        "configure for a fixed processor: no -march=native, no detection when it is built",
     ),
     pattern(
         "terminal",
@@ -231,6 +245,10 @@ pub(super) fn causes(seen: &Seen<'_>) -> Vec<Cause> {
     }
     let addresses = CAUSES.iter().filter(|it| it.name == "addresses").filter(steady);
     found.extend(addresses);
+    // A field of a header says what it is, and there is a switch for it: that helps more than to know
+    // which dimension it shows.
+    let is_field = |pattern: &&Pattern| pattern.dimensions.is_empty() && by_sign(pattern);
+    found.extend(CAUSES.iter().filter(is_field));
     found.extend(CAUSES.iter().filter(|pattern| by_sign(pattern) && by_dimension(pattern)));
     found.extend(CAUSES.iter().filter(by_dimension));
     found.extend(CAUSES.iter().filter(by_sign));

@@ -11,6 +11,7 @@ use std::str::FromStr;
 use serde::{Serialize, Serializer};
 
 use crate::build::{BUILD_PATH, environment_of_every_build};
+use crate::sandbox::cpuinfo;
 use crate::sandbox::{Observation, SandboxPlan, SkeletonEntry, Stdio};
 
 /// A circumstance of a build that must not matter.
@@ -40,6 +41,8 @@ pub enum Dimension {
     Addresses,
     /// The kernel's release, as `uname` says it.
     Kernel,
+    /// The processor's model and what it can do, as `/proc/cpuinfo` says it.
+    CpuModel,
     /// The order in which the entries of directories are listed.
     DirectoryOrder,
     /// The file system of the build directory and `/tmp`.
@@ -98,6 +101,7 @@ impl Dimension {
         Dimension::Terminal,
         Dimension::Addresses,
         Dimension::Kernel,
+        Dimension::CpuModel,
         Dimension::DirectoryOrder,
         Dimension::FileSystem,
     ];
@@ -118,6 +122,7 @@ impl Dimension {
             Dimension::Terminal => "terminal",
             Dimension::Addresses => "addresses",
             Dimension::Kernel => "kernel",
+            Dimension::CpuModel => "cpu-model",
             Dimension::DirectoryOrder => "directory-order",
             Dimension::FileSystem => "file-system",
         }
@@ -200,6 +205,7 @@ impl Dimension {
                 plan.attributes.old_kernel = true;
                 changed("the machine's", "2.6")
             }
+            Dimension::CpuModel => cpu_model(plan),
             Dimension::DirectoryOrder if !plan.abis.is_empty() => {
                 Err("programs of another ABI would see the usual order".to_owned())
             }
@@ -261,6 +267,9 @@ impl Dimension {
                 let differs = seen.kernel_release != usual.kernel_release;
                 check(&seen.kernel_release, wanted, differs)
             }
+            Dimension::CpuModel => {
+                check(&"the machine's processor", seen.cpu_model != usual.cpu_model, true)
+            }
             Dimension::DirectoryOrder => {
                 let differs = seen.reversed_directories != usual.reversed_directories;
                 check(&"the usual order", seen.reversed_directories, differs)
@@ -282,6 +291,7 @@ impl Dimension {
             Dimension::Locale => Some("de_CH"),
             Dimension::TimeZone => Some("AUD"),
             Dimension::Environment => Some(VARIABLE.1),
+            Dimension::CpuModel => Some(cpuinfo::ANOTHER),
             _ => None,
         }
     }
@@ -338,6 +348,21 @@ fn processors(plan: &mut SandboxPlan, all: usize) -> Result<Variation, String> {
     }
     plan.env.insert("SRP_CORES".to_owned(), jobs.clone());
     Ok(Variation { usual: format!("{all}, {usual} jobs"), varied: format!("{fewer}, {jobs} jobs") })
+}
+
+/// Another processor, for what reads about it.
+fn cpu_model(plan: &mut SandboxPlan) -> Result<Variation, String> {
+    if !plan.binfmt.is_empty() {
+        return Err("an emulator says which processor there is".to_owned());
+    }
+    let text = std::fs::read_to_string("/proc/cpuinfo")
+        .map_err(|error| format!("/proc/cpuinfo can't be read: {error}"))?;
+    if cpuinfo::another(&text).is_none() {
+        return Err("/proc/cpuinfo doesn't say which processor there is".to_owned());
+    }
+    plan.attributes.other_processor = true;
+    let varied = format!("{}, with the least that it can do", cpuinfo::ANOTHER);
+    Ok(Variation { usual: "the machine's".to_owned(), varied })
 }
 
 /// The build directory and `/tmp` in memory.

@@ -14,6 +14,7 @@
 mod auditor;
 mod cause;
 mod compare;
+mod cost;
 mod dimension;
 mod report;
 mod round;
@@ -21,5 +22,6 @@ mod round;
 pub use auditor::{AuditError, AuditOptions};
 pub use cause::{CAUSES, Cause, Pattern};
 pub use compare::{Change, Kind, Part, Sign};
+pub use cost::{Cost, Costs};
 pub use dimension::{Dimension, NoDimension, Variation};
 pub use report::{Audit, Difference, Failed, RoundReport, Status, Tried};

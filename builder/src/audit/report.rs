@@ -9,6 +9,7 @@ use srp_store::{Derivation, StaticHash};
 
 use super::cause::Cause;
 use super::compare::Change;
+use super::cost::Costs;
 use super::dimension::{Dimension, Variation};
 
 /// The audit of one derivation.
@@ -29,6 +30,8 @@ pub struct Audit {
     pub rounds: Vec<RoundReport>,
     /// When and how it differs; empty if it is identical.
     pub differences: Vec<Difference>,
+    /// What each dimension costs, if that was asked for.
+    pub costs: Option<Costs>,
 }
 
 impl Audit {
@@ -43,6 +46,7 @@ impl Audit {
             dimensions: Vec::new(),
             rounds: Vec::new(),
             differences: Vec::new(),
+            costs: None,
         }
     }
 }

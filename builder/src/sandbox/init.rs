@@ -22,6 +22,7 @@ use nix::unistd::{Pid, chdir, execve, getpid, setsid};
 
 use super::answers::{self, Answers};
 use super::apply::Setup;
+use super::cpuinfo;
 use super::outcome::Observation;
 use super::plan::{SandboxPlan, Stdio};
 use super::sys::{self, Cloned};
@@ -251,6 +252,7 @@ fn observe(root: &[CString]) -> Result<Observation, Errno> {
         random_addresses: !personality::get()?.contains(Persona::ADDR_NO_RANDOMIZE),
         kernel_release: text(nix::sys::utsname::uname()?.release()),
         file_system: nix::sys::statfs::statfs(".")?.filesystem_type().0 as i64,
+        cpu_model: cpuinfo::model(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
         reversed_directories: list_root()? != root,
         seconds: sys::real_time()?.0,
     })

@@ -20,6 +20,7 @@ mod binfmt;
 mod bpf;
 mod cgroup;
 mod clock;
+pub(crate) mod cpuinfo;
 mod error;
 mod features;
 mod identity;
