@@ -14,7 +14,7 @@ use srp_store::{Action, Build, Claim, ObjectName, Role, StaticHash, StoreError};
 
 use super::cause::{self, Seen};
 use super::compare::{self, Point, Sign};
-use super::dimension::{Dimension, Surroundings, TMPFS, Variation};
+use super::dimension::{Dimension, Surroundings, Variation};
 use super::report::{Audit, Difference, RoundReport, Status, Tried};
 use super::round::{self, Rebuilt};
 use crate::build::{Roots, Trees};
@@ -182,7 +182,7 @@ impl<'a> Auditor<'a> {
             sources_bytes += store.info(&source)?.size_bytes;
         }
         let store_in_memory = nix::sys::statfs::statfs(store.root())
-            .is_ok_and(|found| found.filesystem_type().0 as i64 == TMPFS);
+            .is_ok_and(|found| found.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
         let around = Surroundings {
             processors: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: work.options.memory_bytes.unwrap_or(0) / 4,

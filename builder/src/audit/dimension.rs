@@ -84,7 +84,7 @@ const LOCALE: &str = "de_CH.UTF-8";
 /// An offset with odd minutes, in the one notation that needs no database.
 const TIME_ZONE: &str = "AUD-13:45";
 const VARIABLE: (&str, &str) = ("SRP_AUDIT_VARIABLE", "audit-variable-value");
-pub(super) const TMPFS: i64 = 0x0102_1994;
+const TMPFS: i64 = 0x0102_1994;
 
 impl Dimension {
     /// Every dimension, in the order in which reports name them.
