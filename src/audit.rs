@@ -18,6 +18,7 @@ use crate::audit_pages::{self, Place};
 use crate::audit_text;
 use crate::building::{self, Effort, Workshop};
 use crate::context::Context;
+use crate::diffoscope;
 use crate::error::{CommandError, CommandResult, ExitCode, causes};
 use crate::goals::{Goals, Graph};
 use crate::progress::Progress;
@@ -47,6 +48,9 @@ pub(crate) struct Arguments {
     /// What is varied, separated by commas [default: everything that can be varied]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = dimension_parser())]
     vary: Vec<Dimension>,
+    /// Also rebuild with each dimension alone, and say what it costs
+    #[arg(long)]
+    costs: bool,
     /// Rebuild also what an earlier audit has found out about
     #[arg(long)]
     again: bool,
@@ -56,6 +60,9 @@ pub(crate) struct Arguments {
     /// Also write the report as pages for a browser: DIR is made, or the earlier report in it replaced
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     html: Option<PathBuf>,
+    /// Also have diffoscope report on what differs: beside what is kept
+    #[arg(long)]
+    diffoscope: bool,
     /// How many derivations are audited at once
     #[arg(long, short, value_name = "N", default_value = "1")]
     jobs: NonZeroUsize,
@@ -66,7 +73,7 @@ pub(crate) struct Arguments {
     evidence: audit_evidence::Arguments,
     /// Build nothing: compare with what this cache, and who signs there, say; can be given again
     #[arg(long, value_name = "CACHE")]
-    #[arg(conflicts_with_all = ["rounds", "vary", "again", "keep", "html", "jobs", "cores"])]
+    #[arg(conflicts_with_all = ["rounds", "vary", "costs", "again", "keep", "html", "diffoscope", "jobs", "cores"])]
     against: Vec<String>,
     /// Answer in JSON
     #[arg(long)]
@@ -101,6 +108,9 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     }
     let evidence = Evidence::asked_for(context, &arguments.evidence)?;
     let place = arguments.html.as_deref().map(Place::find).transpose()?;
+    if arguments.diffoscope {
+        diffoscope::find()?;
+    }
     let effort = Effort {
         jobs: Some(arguments.jobs),
         cores: arguments.cores,
@@ -117,8 +127,13 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
         true => Dimension::ALL.iter().copied().collect(),
         false => arguments.vary.iter().copied().collect(),
     };
-    let (rounds, again) = (arguments.rounds.into(), arguments.again);
-    let options = AuditOptions { dimensions, rounds, keep, again };
+    let options = AuditOptions {
+        dimensions,
+        rounds: arguments.rounds.into(),
+        costs: arguments.costs,
+        keep,
+        again: arguments.again,
+    };
     let request = graph.request(graph.keys());
 
     let progress = Progress::new(context, &workshop.cancel);
@@ -129,7 +144,12 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     };
     let audits = audit_all(&request, &wanted, arguments.jobs.into(), &audit);
     progress.finish();
-    let audits = audits?;
+    let mut audits = audits?;
+    // As with pages: what can't be added costs nobody the report.
+    let added = match arguments.diffoscope {
+        true => diffoscope::add(&store, &mut audits),
+        false => Ok(()),
+    };
     let pages = place.map(|place| audit_pages::write(&place, &audits, &command()));
     if arguments.json {
         let signer = evidence.signer();
@@ -149,6 +169,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
             false => terminal::answer(&format!("{line}\n"))?,
         }
     }
+    added?;
     verdict(&audits)
 }
 

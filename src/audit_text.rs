@@ -62,12 +62,14 @@ fn one(text: &mut String, audit: &Audit) {
         let rounds = audit.rounds.len();
         let varied = audit.dimensions.iter().filter(|tried| tried.variation.is_some()).count();
         let milliseconds: u64 = audit.rounds.iter().map(|round| round.milliseconds).sum();
+        let comparing: u64 = audit.rounds.iter().map(|round| round.compare_milliseconds).sum();
         let plural = if rounds == 1 { "" } else { "s" };
         let dimensions = if varied == 1 { "" } else { "s" };
         let _ = write!(
             text,
-            " ({rounds} round{plural}, {varied} dimension{dimensions}, {:.1} s{})",
+            " ({rounds} round{plural}, {varied} dimension{dimensions}, {:.1} s, {} % of it comparing{})",
             milliseconds as f64 / 1000.0,
+            comparing * 100 / milliseconds.max(1),
             if audit.remembered { age(audit) } else { String::new() }
         );
     }
@@ -78,6 +80,15 @@ fn one(text: &mut String, audit: &Audit) {
     for tried in &audit.dimensions {
         if let Some(reason) = &tried.not_applicable {
             let _ = writeln!(text, "  not applicable: {}, because {reason}", tried.dimension);
+        }
+    }
+    if let Some(costs) = &audit.costs {
+        let seconds = |milliseconds: u64| milliseconds as f64 / 1000.0;
+        let usual = seconds(costs.nothing_varied_milliseconds);
+        let _ = writeln!(text, "  a build takes {usual:.2} s when nothing is varied");
+        for cost in &costs.dimensions {
+            let (took, percent) = (seconds(cost.milliseconds), cost.percent);
+            let _ = writeln!(text, "    {:<16}{took:>9.2} s {percent:>5} %", cost.dimension.name());
         }
     }
     for difference in &audit.differences {
@@ -133,6 +144,9 @@ fn difference(text: &mut String, audit: &Audit, difference: &Difference) {
     }
     if let Some(kept) = &difference.kept {
         let _ = writeln!(text, "    kept: {}", kept.display());
+    }
+    for report in &difference.diffoscope {
+        let _ = writeln!(text, "    diffoscope: {}", report.display());
     }
 }
 

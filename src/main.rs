@@ -18,6 +18,7 @@ mod cache;
 mod closure;
 mod config;
 mod context;
+mod diffoscope;
 mod doctor;
 mod error;
 mod export;

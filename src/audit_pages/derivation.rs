@@ -71,6 +71,9 @@ fn difference(audit: &Audit, difference: &Difference, number: usize) -> Markup {
             @if let Some(kept) = &difference.kept {
                 p { "The rebuild is kept in " code { (foreign(&kept.to_string_lossy())) } }
             }
+            @for report in &difference.diffoscope {
+                p { "Diffoscope’s report: " code { (foreign(&report.to_string_lossy())) } }
+            }
         }
     }
 }

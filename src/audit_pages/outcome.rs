@@ -102,6 +102,7 @@ pub(super) mod tests {
             changes: Vec::new(),
             causes: Vec::new(),
             kept: None,
+            diffoscope: Vec::new(),
         }
     }
 
@@ -128,6 +129,7 @@ pub(super) mod tests {
             status: if differences.is_empty() { Status::Identical } else { Status::Differs },
             audited_at: None,
             remembered: false,
+            costs: None,
             claim: None,
             witness: None,
             dimensions: dimensions.map(tried).collect(),

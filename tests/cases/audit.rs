@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -67,7 +68,58 @@ const IRREPRODUCIBLE: &[Fixture] = &[
     fixture("environment", "env | wc -l", &["environment"], "environment"),
     fixture("terminal", "test -t 3 && echo colour || echo plain", &["terminal"], "terminal"),
     fixture("kernel", "uname -r", &["kernel"], "kernel"),
-    fixture("directory-order", "MANY; find . -name 'file-*'", &["file-system"], "order"),
+    fixture(
+        "cpu-model",
+        "grep -E -m 1 '^(model name|CPU part)' /proc/cpuinfo",
+        &["cpu-model"],
+        "cpu-model",
+    ),
+    fixture(
+        "cpu-features",
+        "grep -E -m 1 '^(flags|Features)' /proc/cpuinfo",
+        &["cpu-model"],
+        "cpu-model",
+    ),
+    fixture("build-id", ELF_WITH_BUILD_ID, &["build-path"], "build-path"),
+    fixture(
+        "ar-owner",
+        r"printf '!<arch>\n%-16s%-12s%-6s%-6s%-8s%-10s`\nx\n' a/ 0 $(id -u) $(id -g) 644 2",
+        &["user"],
+        "member-owner",
+    ),
+    fixture(
+        "ar-mode",
+        r"touch a; printf '!<arch>\n%-16s%-12s%-6s%-6s%-8s%-10s`\nx\n' a/ 0 0 0 $(stat -c %a a) 2",
+        &["umask"],
+        "member-mode",
+    ),
+    fixture(
+        "tar-owner",
+        "echo x > a; chmod 644 a; touch -d @1 a; tar -c a",
+        &["user"],
+        "member-owner",
+    ),
+    fixture(
+        "python-time",
+        r"echo x > a; time=$(printf %08x $(stat -c %Y a))
+        set -- $(echo $time | sed 's/../& /g')
+        printf '\313\015\015\012\0\0\0\0'\\x$4\\x$3\\x$2\\x$1'\002\0\0\0code'",
+        &[],
+        "bytecode-time",
+    ),
+    fixture("input-order", "find /usr/bin", &["directory-order"], "order"),
+    fixture(
+        "first-of-inputs",
+        "find /usr/bin -name '?z*' | head -n 1",
+        &["directory-order"],
+        "order",
+    ),
+    fixture(
+        "made-order",
+        "MANY; find . -name 'file-*'",
+        &["directory-order", "file-system"],
+        "order",
+    ),
     fixture(
         "ar-order",
         r"MANY
@@ -75,9 +127,39 @@ const IRREPRODUCIBLE: &[Fixture] = &[
         for i in $(find . -name 'file-1?'); do
             printf '%-16s%-12s%-6s%-6s%-8s%-10s`\nx\n' ${i#./}/ 0 0 0 644 2
         done",
-        &["file-system"],
+        &["directory-order", "file-system"],
         "order",
     ),
+    fixture("directory-size", "mkdir a; stat -c %s a", &["file-system"], "file-system"),
+];
+
+/// The least of an ELF file: a note with a build id, which linkers make of all that they read, as
+/// here of the path, and the table that names its section. Numbers are octal, as `printf` takes them.
+const ELF_WITH_BUILD_ID: &str = r#"
+id=$(pwd | sha1sum | head -c 40 | sed 's/../\\x&/g')
+word() { printf "\\$1\\0\\0\\0\\0\\0\\0\\0"; }
+half() { printf "\\$1\\0\\0\\0"; }
+# The file's header: 64-bit, no program headers, three section headers at 136, the last has names.
+printf '\177ELF\002\001\001\0'; word 0
+printf '\001\0\076\0'; half 1; word 0; word 0; word 210; half 0
+printf '\100\0\0\0\0\0\100\0\003\0\002\0'
+# The note, 36 bytes at 64, and the names, 36 at 100.
+half 4; half 24; half 3; printf 'GNU\0'; printf "$id"
+printf '\0.note.gnu.build-id\0.shstrtab\0\0\0\0\0\0\0'
+# No section, the note, the names: name, type, flags, address, place, size, link, info, unit, entry.
+for i in 1 2 3 4 5 6 7 10; do word 0; done
+half 1; half 7; word 2; word 0; word 100; word 44; half 0; half 0; word 4; word 0
+half 24; half 3; word 0; word 0; word 144; word 44; half 0; half 0; word 1; word 0
+"#;
+
+/// What in the file must be told apart, of some.
+const PLACES: &[(&str, &str)] = &[
+    ("build-id", "section .note.gnu.build-id (build id)"),
+    ("ar-owner", "member a: owner"),
+    ("ar-mode", "member a: mode"),
+    ("tar-owner", "member a: owner"),
+    ("tar-time", "member a: modification time"),
+    ("python-time", "Python bytecode header: source's time"),
 ];
 
 /// What looks as if it depended on something, and doesn't.
@@ -159,23 +241,70 @@ fn each_way_of_being_irreproducible_is_found_and_named() {
             let tried = audit["dimensions"].as_array().unwrap();
             tried.iter().any(|it| it["dimension"] == **name && it["variation"].is_null())
         };
+        let mut expected = fixture.when.to_vec();
         if let Some(name) = fixture.when.iter().find(not_applicable) {
             assert!(*name != "file-system" || in_memory(&place), "{audit:#}");
             skipped(fixture.name, &format!("{name} can't be varied here"));
-            continue;
+            expected.retain(|it| it != name);
+            if expected.is_empty() {
+                continue;
+            }
         }
         let differences = audit["differences"].as_array().unwrap();
         let when: Vec<_> = differences.iter().flat_map(|it| texts(&it["when"])).collect();
         let pattern = differences.first().map(|it| it["causes"][0]["pattern"].clone());
         if audit["status"] != "differs"
-            || differences.len() != 1
-            || when != fixture.when
+            || differences.len() != expected.len().max(1)
+            || when != expected
             || pattern != Some(fixture.pattern.into())
         {
             wrong.push(format!("{}: {when:?}, {pattern:?}: {audit:#}", fixture.name));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    for (name, place) in PLACES {
+        let parts = audits[*name]["differences"][0]["changes"][0]["parts"].as_array().unwrap();
+        let places: Vec<_> = parts.iter().map(|part| part["place"].as_str().unwrap()).collect();
+        assert_eq!(places, [*place], "{name}");
+    }
+}
+
+#[test]
+fn costs_are_told_of_each_dimension() {
+    let place = Place::new(
+        r#"return {"": sh("slow", "i=$(hostname); [ $i = srp ] || sleep 2; sleep 1; echo > $out/usr/f"),
+    "host": sh("host", "hostname > $out/usr/f")}"#,
+    );
+    place.realise("t.x");
+    let vary = ["--costs", "--vary", "hostname,user", "--json"];
+    let run = place.srp(&[&["audit", "t.x"], &vary[..]].concat()).succeeded();
+    let audit = &audits(&run)["slow"];
+    let rounds = audit["rounds"].as_array().unwrap();
+    let varied: Vec<_> = rounds.iter().map(|round| texts(&round["varied"])).collect();
+    let expected: [&[&str]; 5] = [&["hostname", "user"], &[], &["hostname"], &["user"], &[]];
+    assert_eq!(varied, expected);
+    let costs = &audit["costs"];
+    let usual = costs["nothing_varied_milliseconds"].as_u64().unwrap();
+    assert!(usual >= 1000, "{audit:#}");
+    let [hostname, user] = [0, 1].map(|number| &costs["dimensions"][number]);
+    assert_eq!([&hostname["dimension"], &user["dimension"]], ["hostname", "user"]);
+    let took = hostname["milliseconds"].as_u64().unwrap();
+    assert!(took >= 3000, "{audit:#}");
+    assert_eq!(hostname["percent"].as_u64().unwrap(), took * 100 / usual);
+    assert!(user["milliseconds"].as_u64().unwrap() < took, "{audit:#}");
+    let run = place.srp(&["audit", "t.x", "--costs", "--vary", "user", "--again"]).succeeded();
+    for part in ["% of it comparing)", "s when nothing is varied", "    user "] {
+        assert!(run.stdout.contains(part), "{part:?} is missing:\n{run}");
+    }
+    assert!(!run.stdout.contains("hostname"), "{run}");
+    // That it differs is found all the same, and once.
+    place.realise("t.x.host");
+    let run = place.srp(&[&["audit", "t.x.host"], &vary[..]].concat()).exited(5);
+    let audit = &audits(&run)["host"];
+    let differences = audit["differences"].as_array().unwrap();
+    assert_eq!(differences.len(), 1);
+    assert_eq!(texts(&differences[0]["when"]), ["hostname"]);
+    assert_eq!(audit["costs"]["dimensions"].as_array().unwrap().len(), 2);
 }
 
 #[test]
@@ -264,6 +393,38 @@ fn the_store_is_as_it_was_and_what_differs_is_kept_aside() {
 }
 
 #[test]
+fn diffoscope_reports_on_what_differs_where_it_is_installed() {
+    let place = Place::new(TWO_OUTPUTS);
+    place.realise("t.x.two");
+    let arguments = ["audit", "t.x.two", "--vary", "hostname,user", "--diffoscope"];
+    let run = Run::of(place.command(&arguments).env("PATH", place.path("nowhere"))).exited(1);
+    run.says(&["diffoscope is not installed", "diffoscope-minimal"]);
+    // One that fails costs nobody the report.
+    place.write("bin/diffoscope", "#!/bin/sh\n[ $1 = --version ] || { echo broken >&2; exit 2; }");
+    let program = place.path("bin/diffoscope");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let run = Run::of(place.command(&arguments).env("PATH", place.path("bin"))).exited(1);
+    let run = run.says(&["diffoscope failed", "broken"]);
+    assert!(run.stdout.contains("differs: two 1"), "{run}");
+    if Command::new("diffoscope").arg("--version").output().is_err() {
+        skipped("reports by diffoscope", "it is not installed (Debian: diffoscope-minimal)");
+        return;
+    }
+    let run = place.srp(&arguments).exited(5).says(&["diffoscope compares"]);
+    let reports: Vec<&str> =
+        run.stdout.lines().filter_map(|line| line.trim().strip_prefix("diffoscope: ")).collect();
+    assert_eq!(reports.len(), 4, "{run}");
+    assert!(reports[0].ends_with("hostname/dev.diffoscope.txt"), "{run}");
+    let text = fs::read_to_string(reports[0]).unwrap();
+    assert!(text.contains("usr/include/h") && text.contains("+audit-host"), "{text}");
+    assert!(fs::read_to_string(reports[1]).unwrap().contains("usr/include/h"));
+    // What it has reported on it doesn't report on again.
+    let again = place.srp(&arguments).exited(5);
+    assert!(!again.stderr.contains("diffoscope compares"), "{again}");
+    assert!(again.stdout.contains(reports[3]), "{again}");
+}
+
+#[test]
 fn what_was_found_is_not_found_out_twice() {
     let place = Place::new(TWO_OUTPUTS);
     for attr in ["t.x", "t.x.two"] {
@@ -284,7 +445,7 @@ fn what_was_found_is_not_found_out_twice() {
         (&second["rounds"], &second["audited_at"])
     );
     let run = place.srp(&[&["audit"], &some[..]].concat()).succeeded();
-    assert!(run.stdout.contains(" s; found ") && run.stdout.contains(" ago)"), "{run}");
+    assert!(run.stdout.contains(" comparing; found ") && run.stdout.contains(" ago)"), "{run}");
     // Fewer dimensions were varied, too; more were not, and more rounds there were not.
     assert!(is_remembered(&audit(&["t.x.steady", "--vary", "user"], "steady", 0)));
     assert!(!is_remembered(&audit(&["t.x.steady", "--vary", "user,umask"], "steady", 0)));
@@ -389,8 +550,18 @@ fn a_user_without_privileges_finds_the_same() {
         skipped("an audit as another user", "only root can become one");
         return;
     }
-    let names =
-        ["year", "host", "path", "uid", "umask", "terminal", "kernel", "address", "processors"];
+    let names = [
+        "year",
+        "host",
+        "path",
+        "uid",
+        "umask",
+        "terminal",
+        "kernel",
+        "address",
+        "processors",
+        "input-order",
+    ];
     let fixtures = || IRREPRODUCIBLE.iter().filter(|it| names.contains(&it.name));
     let place = Place::new(&components(fixtures().map(|it| (it.name, it.script))));
     let program = place.give_to(NOBODY);

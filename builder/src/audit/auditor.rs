@@ -34,6 +34,8 @@ pub struct AuditOptions {
     pub dimensions: BTreeSet<Dimension>,
     /// How many rounds vary everything; at least one.
     pub rounds: usize,
+    /// Whether it is also measured what each dimension costs.
+    pub costs: bool,
     /// Where differing outputs are kept, one directory for each derivation. It need not be there.
     pub keep: PathBuf,
     /// Whether to rebuild what is remembered from an earlier audit, too.
@@ -155,9 +157,9 @@ impl Builder<'_> {
 type Set = BTreeSet<Dimension>;
 
 /// What needs more of the kernel than any sandbox does, and is left out where that is refused.
-const MAY_BE_REFUSED: [Dimension; 1] = [Dimension::Clock];
+const MAY_BE_REFUSED: [Dimension; 2] = [Dimension::Clock, Dimension::DirectoryOrder];
 
-struct Auditor<'a> {
+pub(super) struct Auditor<'a> {
     work: Work<'a>,
     build: &'a Build,
     roots: Roots,
@@ -166,10 +168,10 @@ struct Auditor<'a> {
     /// What the first output is.
     object: ObjectName,
     around: Surroundings,
-    options: &'a AuditOptions,
+    pub(super) options: &'a AuditOptions,
     /// Where this derivation's differing outputs are kept.
     keep: PathBuf,
-    tried: BTreeMap<Dimension, Result<Variation, String>>,
+    pub(super) tried: BTreeMap<Dimension, Result<Variation, String>>,
     rounds: Vec<RoundReport>,
 }
 
@@ -197,11 +199,14 @@ impl<'a> Auditor<'a> {
         for source in work.role(Role::Sources) {
             sources_bytes += store.info(&source)?.size_bytes;
         }
+        let store_in_memory = nix::sys::statfs::statfs(store.root())
+            .is_ok_and(|found| found.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
         let around = Surroundings {
             processors: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: work.options.memory_bytes.unwrap_or(0) / 4,
             // Objects, programs with debug information, and a copy of the sources.
             build_bytes: 6 * sources_bytes + 3 * size_bytes,
+            store_in_memory,
         };
         let roots = work.roots()?;
         // What an earlier audit kept is no longer what this one says.
@@ -240,6 +245,12 @@ impl<'a> Auditor<'a> {
             route = rebuilt.route;
             identical += 1;
         }
+        let mut costs = None;
+        if options.costs {
+            let (measured, differs) = self.costs()?;
+            costs = Some(measured);
+            differing = differing.or(differs);
+        }
         let differences = match differing {
             None => Vec::new(),
             Some(rebuilt) => self.explain(rebuilt, identical > 0)?,
@@ -262,11 +273,12 @@ impl<'a> Auditor<'a> {
         (audit.dimensions, audit.rounds, audit.differences) =
             (dimensions, self.rounds, differences);
         (audit.claim, audit.witness) = (Some(claim.clone()), witness);
+        audit.costs = costs;
         Ok(audit)
     }
 
     /// One rebuild.
-    fn round(&mut self, dimensions: &Set) -> Result<Rebuilt, FailureCause> {
+    pub(super) fn round(&mut self, dimensions: &Set) -> Result<Rebuilt, FailureCause> {
         let names: Vec<&str> = dimensions.iter().map(|dimension| dimension.name()).collect();
         let varied = match names.len() {
             0 => "nothing varied".to_owned(),
@@ -415,6 +427,7 @@ impl<'a> Auditor<'a> {
             changes,
             causes: Vec::new(),
             kept: Some(kept),
+            diffoscope: Vec::new(),
         };
         difference.causes = self.causes(&difference);
         Ok(difference)
@@ -471,6 +484,7 @@ fn sign_of(dimension: Dimension) -> Option<Sign> {
         Dimension::TimeZone => Sign::TimeZone,
         Dimension::Environment => Sign::Environment,
         Dimension::Kernel => Sign::Kernel,
+        Dimension::CpuModel => Sign::CpuModel,
         _ => return None,
     })
 }

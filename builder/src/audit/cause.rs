@@ -73,6 +73,13 @@ pub const CAUSES: &[Pattern] = &[
         "tar --mtime=@$SOURCE_DATE_EPOCH; ar with the modifier D; zip after touch -d @$SOURCE_DATE_EPOCH",
     ),
     pattern(
+        "bytecode-time",
+        &[Sign::BytecodeTime],
+        &[],
+        "compiled Python has the time of its source",
+        "python3 -m compileall --invalidation-mode unchecked-hash, or SOURCE_DATE_EPOCH where it is compiled",
+    ),
+    pattern(
         "member-owner",
         &[Sign::MemberOwner],
         &[],
@@ -150,6 +157,13 @@ pub const CAUSES: &[Pattern] = &[
         "configure for a fixed release, not for the one that uname says",
     ),
     pattern(
+        "cpu-model",
+        &[Sign::CpuModel],
+        &[Dimension::CpuModel],
+        "the model of the processor that builds, or what it can do, is in the output or decides what is built",
+        "configure for a fixed processor: no -march=native, no detection when it is built",
+    ),
+    pattern(
         "terminal",
         &[],
         &[Dimension::Terminal],
@@ -164,18 +178,18 @@ pub const CAUSES: &[Pattern] = &[
         "SOURCE_DATE_EPOCH instead of the clock: date -u -d @$SOURCE_DATE_EPOCH; no __DATE__ and __TIME__ (-Werror=date-time finds them)",
     ),
     pattern(
-        "order",
-        &[Sign::Order],
-        &[Dimension::FileSystem],
-        "the same things in another order: a directory that is listed unsorted, a hash table, or jobs that end in another order",
-        "sort what is listed (LC_ALL=C sort; $(sort $(wildcard …)); tar --sort=name), and don't collect in the order of completion",
-    ),
-    pattern(
         "file-system",
         &[],
         &[Dimension::FileSystem],
-        "the file system shows: the order of directory entries, sizes of directories, inode numbers",
+        "the file system shows: sizes of directories, inode numbers, the order of entries",
         "sort what is listed; leave out what ls -l and du say of directories",
+    ),
+    pattern(
+        "order",
+        &[Sign::Order],
+        &[Dimension::DirectoryOrder, Dimension::FileSystem],
+        "the same things in another order: a directory that is listed unsorted, a hash table, or jobs that end in another order",
+        "sort what is listed (LC_ALL=C sort; $(sort $(wildcard …)); tar --sort=name), and don't collect in the order of completion",
     ),
     pattern(
         "addresses",
@@ -236,6 +250,10 @@ pub(super) fn causes(seen: &Seen<'_>) -> Vec<Cause> {
     }
     let addresses = CAUSES.iter().filter(|it| it.name == "addresses").filter(steady);
     found.extend(addresses);
+    // A field of a header says what it is, and there is a switch for it: that helps more than to know
+    // which dimension it shows.
+    let is_field = |pattern: &&Pattern| pattern.dimensions.is_empty() && by_sign(pattern);
+    found.extend(CAUSES.iter().filter(is_field));
     found.extend(CAUSES.iter().filter(|pattern| by_sign(pattern) && by_dimension(pattern)));
     found.extend(CAUSES.iter().filter(by_dimension));
     found.extend(CAUSES.iter().filter(by_sign));

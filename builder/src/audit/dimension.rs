@@ -12,6 +12,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::build::{BUILD_PATH, environment_of_every_build};
+use crate::sandbox::cpuinfo;
 use crate::sandbox::{Observation, SandboxPlan, SkeletonEntry, Stdio};
 
 /// A circumstance of a build that must not matter.
@@ -41,7 +42,11 @@ pub enum Dimension {
     Addresses,
     /// The kernel's release, as `uname` says it.
     Kernel,
-    /// The file system of the build directory and `/tmp`, and with it the order of entries.
+    /// The processor's model and what it can do, as `/proc/cpuinfo` says it.
+    CpuModel,
+    /// The order in which the entries of directories are listed.
+    DirectoryOrder,
+    /// The file system of the build directory and `/tmp`.
     FileSystem,
 }
 
@@ -54,6 +59,8 @@ pub(crate) struct Surroundings {
     pub(crate) memory_bytes: u64,
     /// An upper estimate of what the build writes beside its outputs.
     pub(crate) build_bytes: u64,
+    /// Whether the store is in memory.
+    pub(crate) store_in_memory: bool,
 }
 
 /// What a dimension changed, in words: what every build has, and what this one had.
@@ -95,6 +102,8 @@ impl Dimension {
         Dimension::Terminal,
         Dimension::Addresses,
         Dimension::Kernel,
+        Dimension::CpuModel,
+        Dimension::DirectoryOrder,
         Dimension::FileSystem,
     ];
 
@@ -114,6 +123,8 @@ impl Dimension {
             Dimension::Terminal => "terminal",
             Dimension::Addresses => "addresses",
             Dimension::Kernel => "kernel",
+            Dimension::CpuModel => "cpu-model",
+            Dimension::DirectoryOrder => "directory-order",
             Dimension::FileSystem => "file-system",
         }
     }
@@ -195,6 +206,14 @@ impl Dimension {
                 plan.attributes.old_kernel = true;
                 changed("the machine's", "2.6")
             }
+            Dimension::CpuModel => cpu_model(plan),
+            Dimension::DirectoryOrder if !plan.abis.is_empty() => {
+                Err("programs of another ABI would see the usual order".to_owned())
+            }
+            Dimension::DirectoryOrder => {
+                plan.attributes.reversed_directories = true;
+                changed("the file system's", "reversed")
+            }
             Dimension::FileSystem => file_system(plan, around),
         }
     }
@@ -249,6 +268,13 @@ impl Dimension {
                 let differs = seen.kernel_release != usual.kernel_release;
                 check(&seen.kernel_release, wanted, differs)
             }
+            Dimension::CpuModel => {
+                check(&"the machine's processor", seen.cpu_model != usual.cpu_model, true)
+            }
+            Dimension::DirectoryOrder => {
+                let differs = seen.reversed_directories != usual.reversed_directories;
+                check(&"the usual order", seen.reversed_directories, differs)
+            }
             Dimension::FileSystem => {
                 let differs = seen.file_system != usual.file_system;
                 check(&"the same file system", seen.file_system == TMPFS, differs)
@@ -266,6 +292,7 @@ impl Dimension {
             Dimension::Locale => Some("de_CH"),
             Dimension::TimeZone => Some("AUD"),
             Dimension::Environment => Some(VARIABLE.1),
+            Dimension::CpuModel => Some(cpuinfo::ANOTHER),
             _ => None,
         }
     }
@@ -324,8 +351,26 @@ fn processors(plan: &mut SandboxPlan, all: usize) -> Result<Variation, String> {
     Ok(Variation { usual: format!("{all}, {usual} jobs"), varied: format!("{fewer}, {jobs} jobs") })
 }
 
+/// Another processor, for what reads about it.
+fn cpu_model(plan: &mut SandboxPlan) -> Result<Variation, String> {
+    if !plan.binfmt.is_empty() {
+        return Err("an emulator says which processor there is".to_owned());
+    }
+    let text = std::fs::read_to_string("/proc/cpuinfo")
+        .map_err(|error| format!("/proc/cpuinfo can't be read: {error}"))?;
+    if cpuinfo::another(&text).is_none() {
+        return Err("/proc/cpuinfo doesn't say which processor there is".to_owned());
+    }
+    plan.attributes.other_processor = true;
+    let varied = format!("{}, with the least that it can do", cpuinfo::ANOTHER);
+    Ok(Variation { usual: "the machine's".to_owned(), varied })
+}
+
 /// The build directory and `/tmp` in memory.
 fn file_system(plan: &mut SandboxPlan, around: &Surroundings) -> Result<Variation, String> {
+    if around.store_in_memory {
+        return Err("the store is in memory itself".to_owned());
+    }
     if around.build_bytes > around.memory_bytes {
         return Err(format!(
             "it may write {} MiB, which don't fit in memory",

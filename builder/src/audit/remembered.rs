@@ -46,6 +46,7 @@ pub(super) fn recall(path: &Path, claim: &Claim, options: &AuditOptions) -> Opti
         && found.outputs == claim.outputs
         && found.dimensions.is_superset(&options.dimensions)
         && found.rounds >= options.rounds
+        && (found.audit.costs.is_some() || !options.costs)
         // What differed is to be looked at where this audit would have kept it.
         && found.audit.differences.iter().filter_map(|it| it.kept.as_ref()).all(|kept| {
             kept.starts_with(&options.keep) && kept.exists()

@@ -9,6 +9,7 @@ use srp_store::{Claim, Derivation, StaticHash};
 
 use super::cause::Cause;
 use super::compare::Change;
+use super::cost::Costs;
 use super::dimension::{Dimension, Variation};
 use super::witness::Witness;
 
@@ -34,6 +35,8 @@ pub struct Audit {
     pub rounds: Vec<RoundReport>,
     /// When and how it differs; empty if it is identical.
     pub differences: Vec<Difference>,
+    /// What each dimension costs, if that was asked for.
+    pub costs: Option<Costs>,
     /// What it was compared with; of what was rebuilt.
     #[serde(skip)]
     pub claim: Option<Claim>,
@@ -56,6 +59,7 @@ impl Audit {
             dimensions: Vec::new(),
             rounds: Vec::new(),
             differences: Vec::new(),
+            costs: None,
             claim: None,
             witness: None,
         }
@@ -126,6 +130,9 @@ pub struct Difference {
     pub causes: Vec<Cause>,
     /// Where the rebuilt outputs are kept.
     pub kept: Option<PathBuf>,
+    /// Reports of another tool on that, if any were made afterwards.
+    #[serde(default)]
+    pub diffoscope: Vec<PathBuf>,
 }
 
 /// How a rebuild failed.

@@ -117,6 +117,8 @@ fn usually_seen(plan: &SandboxPlan, scratch: &Scratch) -> Result<Observation, Fa
         let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0))?;
         let may_use = |number: &usize| allowed.is_set(*number).unwrap_or(false);
         let release = nix::sys::utsname::uname()?.release().to_string_lossy().into_owned();
+        // Where it can't be read, builds can't read it, either.
+        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let file_system = nix::sys::statfs::statfs(scratch.path())?.filesystem_type();
         Ok(Observation {
             hostname: plan.hostname.clone(),
@@ -129,6 +131,8 @@ fn usually_seen(plan: &SandboxPlan, scratch: &Scratch) -> Result<Observation, Fa
             random_addresses: plan.attributes.random_addresses,
             kernel_release: release,
             file_system: file_system.0 as i64,
+            cpu_model: crate::sandbox::cpuinfo::model(&cpuinfo),
+            reversed_directories: plan.attributes.reversed_directories,
             seconds: nix::time::clock_gettime(nix::time::ClockId::CLOCK_REALTIME)?.tv_sec(),
         })
     };

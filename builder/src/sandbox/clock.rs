@@ -2,8 +2,7 @@
 //! to it that no program finds a way around them.
 //!
 //! The kernel has no namespace for the time of day. So the calls that ask for it become
-//! notifications to init (a second seccomp filter), which answers with a time that is ahead. Most
-//! programs don't make the call: they find the time in a page that the kernel shares with every
+//! notifications to init (`answers`), which answers with a time that is ahead. Most programs don't make the call: they find the time in a page that the kernel shares with every
 //! process (vDSO), whose place the kernel names when a program begins. Init traces every process,
 //! for this one reason: each program that begins is stopped, and that name is taken out of what it
 //! is told. C libraries then make the call, static ones too.
@@ -12,7 +11,6 @@
 
 use std::collections::HashSet;
 use std::fs::OpenOptions;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
@@ -20,8 +18,7 @@ use nix::libc;
 use nix::sys::ptrace::{self, Options};
 use nix::unistd::Pid;
 
-use super::bpf::{Field, Instruction, Program, Test};
-use super::seccomp::{self, Abi};
+use super::bpf::{Field, Program, Test};
 use super::sys;
 
 /// The clocks that count from 1970: CLOCK_REALTIME, CLOCK_REALTIME_COARSE, CLOCK_TAI.
@@ -41,67 +38,42 @@ const SHARED_PAGE: [u64; 2] = [33, 32];
 /// More than the kernel lets arguments and environment take beside their strings.
 const MOST_STACK_BYTES: usize = 8 << 20;
 
-/// Init's part: the calls to be answered and the processes that are traced.
+/// Init's part: by how much the time is ahead, and the processes that are traced.
 #[derive(Debug)]
 pub(super) struct Clock {
     ahead_seconds: i64,
-    listener: OwnedFd,
     traced: HashSet<Pid>,
 }
 
-/// In the process that becomes the command: from here on its clocks are init's matter. Returns
-/// where the calls are to be answered, for init.
-pub(super) fn give_up(abis: &[Abi], debuggers: bool) -> Result<OwnedFd, Errno> {
-    ptrace::traceme()?;
-    // As every program is from its beginning on; else init could not write its answers.
-    nix::sys::prctl::set_dumpable(true)?;
-    // Init had to keep the right to trace; nothing else may have it.
-    sys::install_filter(&seccomp::filter(abis, debuggers))?;
-    sys::install_listening_filter(&questions())
+/// Sends the calls of these that ask for the time of day to init; the number is loaded.
+pub(super) fn questions(program: &mut Program) {
+    let ask = |p: &mut Program| p.answer(libc::SECCOMP_RET_USER_NOTIF);
+    for call in [Some(GET_MICROSECONDS), GET_SECONDS].into_iter().flatten() {
+        program.when(Test::Equal(call), ask);
+    }
+    program.when(Test::Equal(GET), |p| {
+        p.load(Field::Argument(0));
+        for clock in CLOCKS {
+            p.when(Test::Equal(clock), ask);
+        }
+    });
 }
 
-/// Which calls are init's to answer.
-fn questions() -> Vec<Instruction> {
-    let ask = |p: &mut Program| p.answer(libc::SECCOMP_RET_USER_NOTIF);
-    let mut program = Program::default();
-    program.load(Field::Architecture);
-    program.when(Test::Equal(Abi::native().architecture()), |p| {
-        p.load(Field::Number);
-        for call in [Some(GET_MICROSECONDS), GET_SECONDS].into_iter().flatten() {
-            p.when(Test::Equal(call), ask);
-        }
-        p.when(Test::Equal(GET), |p| {
-            p.load(Field::Argument(0));
-            for clock in CLOCKS {
-                p.when(Test::Equal(clock), ask);
-            }
-        });
-    });
-    program.answer(libc::SECCOMP_RET_ALLOW);
-    program.finish()
-}
+/// What is to be written into a process's memory, and where.
+type Writes = Vec<(u64, Vec<u8>)>;
 
 impl Clock {
-    pub(super) fn new(ahead_seconds: i64, listener: OwnedFd) -> Clock {
-        Clock { ahead_seconds, listener, traced: HashSet::new() }
+    pub(super) fn new(ahead_seconds: i64) -> Clock {
+        Clock { ahead_seconds, traced: HashSet::new() }
     }
 
-    /// Readable when a call waits for its answer.
-    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
-    }
-
-    /// Answers one call. That its process is gone meanwhile is no error.
-    pub(super) fn answer(&self) -> Result<(), Errno> {
-        let question = match sys::next_notification(self.listener.as_fd()) {
-            Err(Errno::ENOENT | Errno::EINTR) => return Ok(()),
-            question => question?,
-        };
+    /// What one of the calls writes and returns.
+    pub(super) fn answer(&self, call: u32, arguments: &[u64; 6]) -> Result<(Writes, i64), Errno> {
         let (seconds, nanoseconds) = sys::real_time()?;
         let seconds = seconds + self.ahead_seconds;
         let pair = |first: i64, second: i64| [first.to_ne_bytes(), second.to_ne_bytes()].concat();
-        let [first, second, ..] = question.arguments;
-        let (writes, value) = match question.call {
+        let [first, second, ..] = *arguments;
+        let (mut writes, value) = match call {
             GET => (vec![(second, pair(seconds, nanoseconds))], 0),
             GET_MICROSECONDS => {
                 let now = pair(seconds, nanoseconds / 1000);
@@ -109,24 +81,9 @@ impl Clock {
             }
             _ => (vec![(first, seconds.to_ne_bytes().to_vec())], seconds),
         };
-        let written = self.write(question.id, question.pid, &writes);
-        let error = written.err().map_or(0, |errno| errno as i32);
-        match sys::answer_notification(self.listener.as_fd(), question.id, value, error) {
-            Err(Errno::ENOENT) => Ok(()),
-            result => result,
-        }
-    }
-
-    fn write(&self, id: u64, pid: Pid, writes: &[(u64, Vec<u8>)]) -> Result<(), Errno> {
-        let fault = |_| Errno::EFAULT;
-        let path = format!("/proc/{pid}/mem");
-        let memory = OpenOptions::new().write(true).open(path).map_err(fault)?;
-        // The number could be another process's by now; what is open is the one that still waits.
-        sys::notification_is_valid(self.listener.as_fd(), id)?;
-        for (address, bytes) in writes.iter().filter(|(address, _)| *address != 0) {
-            memory.write_all_at(bytes, *address).map_err(fault)?;
-        }
-        Ok(())
+        // Who wants none of it passes a null pointer.
+        writes.retain(|(address, _)| *address != 0);
+        Ok((writes, value))
     }
 
     /// Deals with a process that has stopped, and lets it go on.
@@ -239,9 +196,12 @@ mod tests {
 
     #[test]
     fn only_clocks_that_count_from_1970_are_asked_for() {
-        let ask = |call: u32, clock: u64| {
-            interpret(&questions(), Abi::native().architecture(), call, [clock, 0, 0, 0, 0, 0])
-        };
+        let mut program = Program::default();
+        program.load(Field::Number);
+        questions(&mut program);
+        program.answer(libc::SECCOMP_RET_ALLOW);
+        let program = program.finish();
+        let ask = |call: u32, clock: u64| interpret(&program, 0, call, [clock, 0, 0, 0, 0, 0]);
         for (clock, asked) in [(0, true), (1, false), (4, false), (5, true), (7, false), (11, true)]
         {
             let expected = match asked {

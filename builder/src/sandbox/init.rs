@@ -8,6 +8,7 @@ use std::ffi::CString;
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
@@ -19,8 +20,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, chdir, execve, getpid, setsid};
 
+use super::answers::{self, Answers};
 use super::apply::Setup;
-use super::clock::{self, Clock};
+use super::cpuinfo;
 use super::outcome::Observation;
 use super::plan::{SandboxPlan, Stdio};
 use super::sys::{self, Cloned};
@@ -79,8 +81,7 @@ fn prepare_and_start(
     ended.add(Signal::SIGCHLD);
     let ended = SignalFd::with_flags(&ended, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(|e| starting("watch for its end", e))?;
-    let ahead = plan.attributes.clock_ahead_seconds;
-    let questions = ahead.map(|_| sys::socket_pair()).transpose();
+    let questions = plan.attributes.need_answers().then(sys::socket_pair).transpose();
     let questions = questions.map_err(|e| starting("make a socket pair", e))?;
     let command = match sys::clone_process(0, false).map_err(|e| starting("fork", e))? {
         Cloned::Child => {
@@ -91,29 +92,25 @@ fn prepare_and_start(
         Cloned::Parent { pid, .. } => pid,
     };
     drop(stdio);
-    let mut clock = match (ahead, questions) {
-        (Some(ahead), Some((questions, theirs))) => {
-            drop(theirs);
-            let mut byte = [0];
-            let received = sys::receive(questions.as_fd(), &mut byte);
-            let received = received.map_err(|e| starting("take over its clocks", e))?;
-            // Nothing: it could not be started, and is about to say why.
-            let listener = received.and_then(|(_, fds)| fds.into_iter().next());
-            listener.map(|listener| Clock::new(i64::from(ahead), listener))
-        }
-        _ => None,
-    };
-    let clocks = |e| starting("change its clocks", e);
+    let answering = |e| starting("answer its system calls", e);
+    let mut answers = None;
+    if let Some((questions, theirs)) = questions {
+        drop(theirs);
+        let received = sys::receive(questions.as_fd(), &mut [0]).map_err(answering)?;
+        // Nothing: it could not be started, and is about to say why.
+        let listener = received.and_then(|(_, fds)| fds.into_iter().next());
+        answers = listener.map(|it| Answers::new(plan, it)).transpose().map_err(answering)?;
+    }
     loop {
         while let Ok(Some(waited)) = sys::wait_for(None, false) {
             if libc::WIFSTOPPED(waited.status) {
-                if let Some(clock) = &mut clock {
-                    clock.stopped(waited.pid, waited.status).map_err(clocks)?;
+                if let Some(answers) = &mut answers {
+                    answers.stopped(waited.pid, waited.status).map_err(answering)?;
                 }
                 continue;
             }
-            if let Some(clock) = &mut clock {
-                clock.ended(waited.pid);
+            if let Some(answers) = &mut answers {
+                answers.ended(waited.pid);
             }
             if waited.pid == command {
                 let others = if waited.status == 0 { 0 } else { other_processes() };
@@ -125,7 +122,7 @@ fn prepare_and_start(
             PollFd::new(report.as_fd(), PollFlags::POLLIN),
             PollFd::new(ended.as_fd(), PollFlags::POLLIN),
         ];
-        events.extend(clock.iter().map(|it| PollFd::new(it.descriptor(), PollFlags::POLLIN)));
+        events.extend(answers.iter().map(|it| PollFd::new(it.descriptor(), PollFlags::POLLIN)));
         match poll(&mut events, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => sys::exit_now(1),
@@ -136,9 +133,9 @@ fn prepare_and_start(
         }
         let asked = events.get(2).and_then(PollFd::revents).unwrap_or(PollFlags::empty());
         if asked.contains(PollFlags::POLLIN)
-            && let Some(clock) = &clock
+            && let Some(answers) = &mut answers
         {
-            clock.answer().map_err(clocks)?;
+            answers.answer().map_err(answering)?;
         }
         let _ = ended.read_signal();
     }
@@ -190,14 +187,14 @@ fn become_command(
     }
     install_stdio([input, stdio[1].as_fd(), stdio[2].as_fd()])
         .map_err(during("install standard input and output"))?;
+    let root = if plan.observe { list_root().map_err(during("look around"))? } else { Vec::new() };
     if let Some(questions) = questions {
-        let listener = clock::give_up(&plan.abis, plan.debuggers)
-            .map_err(during("leave its clocks to init"))?;
-        sys::send(questions.as_fd(), &[1], &[listener.as_fd()])
-            .map_err(during("leave its clocks to init"))?;
+        let leaving = "leave system calls to init";
+        let listener = answers::give_up(plan).map_err(during(leaving))?;
+        sys::send(questions.as_fd(), &[1], &[listener.as_fd()]).map_err(during(leaving))?;
     }
     if plan.observe {
-        let seen = observe().map_err(during("look around"))?;
+        let seen = observe(&root).map_err(during("look around"))?;
         tell(report, &Report::Observed(Box::new(seen)), &[]).map_err(during("report to srp"))?;
     }
     sys::close_on_exec_from(3).map_err(during("close other descriptors"))?;
@@ -228,8 +225,16 @@ fn become_command(
     Err(("execute it".to_owned(), last))
 }
 
-/// What this process sees; all of it passes on to the program that it becomes.
-fn observe() -> Result<Observation, Errno> {
+/// The root's entries, which are several, in the order in which they are listed.
+fn list_root() -> Result<Vec<CString>, Errno> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut root = Dir::open("/", flags, Mode::empty())?;
+    root.iter().map(|entry| entry.map(|it| it.file_name().to_owned())).collect()
+}
+
+/// What this process sees; all of it passes on to the program that it becomes. `root`: the root as
+/// it is listed without answers of init.
+fn observe(root: &[CString]) -> Result<Observation, Errno> {
     let text = |text: &std::ffi::OsStr| text.to_string_lossy().into_owned();
     let mask = umask(Mode::empty());
     umask(mask);
@@ -247,6 +252,8 @@ fn observe() -> Result<Observation, Errno> {
         random_addresses: !personality::get()?.contains(Persona::ADDR_NO_RANDOMIZE),
         kernel_release: text(nix::sys::utsname::uname()?.release()),
         file_system: nix::sys::statfs::statfs(".")?.filesystem_type().0 as i64,
+        cpu_model: cpuinfo::model(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
+        reversed_directories: list_root()? != root,
         seconds: sys::real_time()?.0,
     })
 }

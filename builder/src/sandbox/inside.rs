@@ -11,6 +11,7 @@ use nix::libc;
 use nix::sys::stat::{Mode, fstat, fstatat, major, minor};
 
 use super::apply::{CLOEXEC, Done, Setup, Trouble, While, c_string, staging, write_file};
+use super::cpuinfo;
 use super::sys::{self, MountAttributes};
 
 /// What in `/proc` tells about the host, or would let root act on it, and no build needs.
@@ -126,6 +127,22 @@ impl Setup<'_> {
             self.attach_staged(cover, &format!("/proc/{name}"), &read_only)?;
         }
         Ok(())
+    }
+
+    pub(super) fn describe_other_processor(&mut self) -> Done {
+        let proc = self.proc.as_ref().expect("Proc comes before OtherProcessor").as_fd();
+        let flags = OFlag::O_RDONLY | CLOEXEC;
+        let file = openat(proc, "cpuinfo", flags, Mode::empty());
+        let file = file.during(|| "open /proc/cpuinfo".to_owned())?;
+        let text = std::io::read_to_string(std::fs::File::from(file)).map_err(|_| Errno::EIO);
+        let text = text.during(|| "read /proc/cpuinfo".to_owned())?;
+        let another = cpuinfo::another(&text).ok_or(Errno::ENODATA);
+        let another = another.during(|| "find the processor in it".to_owned())?;
+        self.file(staging::PROCESSOR, 0o444, another.as_bytes())?;
+        self.seal(staging::PROCESSOR)?;
+        let attributes =
+            MountAttributes { read_only: true, no_devices: true, no_exec: true, id_map: None };
+        self.attach_staged(staging::PROCESSOR, "/proc/cpuinfo", &attributes)
     }
 
     pub(super) fn make_binfmt(&mut self, required: bool) -> Done {

@@ -48,6 +48,10 @@ pub struct Observation {
     pub kernel_release: String,
     /// The type of the working directory's file system, as `statfs` numbers it.
     pub file_system: i64,
+    /// The processor's model and what it can do, as `/proc/cpuinfo` says it.
+    pub cpu_model: String,
+    /// Whether a directory is listed in another order than the file system's.
+    pub reversed_directories: bool,
     /// The time of day, in seconds since 1970.
     pub seconds: i64,
 }

@@ -237,8 +237,19 @@ pub struct Attributes {
     pub random_addresses: bool,
     /// Whether `uname` calls the kernel a 2.6, as it does for programs that can't bear another.
     pub old_kernel: bool,
+    /// Whether `/proc/cpuinfo` is about another processor.
+    pub other_processor: bool,
     /// How far the time of day is ahead, for programs of this machine's own ABI.
     pub clock_ahead_seconds: Option<u32>,
+    /// Whether directories are listed the other way round, to programs of this machine's own ABI.
+    pub reversed_directories: bool,
+}
+
+impl Attributes {
+    /// Whether init answers system calls for the sandbox's processes.
+    pub(super) fn need_answers(&self) -> bool {
+        self.clock_ahead_seconds.is_some() || self.reversed_directories
+    }
 }
 
 impl Default for Attributes {
@@ -248,7 +259,9 @@ impl Default for Attributes {
             processors: None,
             random_addresses: true,
             old_kernel: false,
+            other_processor: false,
             clock_ahead_seconds: None,
+            reversed_directories: false,
         }
     }
 }

@@ -78,6 +78,8 @@ pub enum Step {
     Proc,
     /// Covers what in `/proc` is not about the sandbox's own processes.
     MaskProc,
+    /// Covers what the kernel says about the processor by what it would say about another one.
+    OtherProcessor,
     /// Brings the loopback interface up; there is no other.
     Loopback,
     /// Names the host.
@@ -165,6 +167,9 @@ impl SandboxPlan {
             Step::Devices { terminals: self.stdio == Stdio::Inherit },
             Step::Proc,
             Step::MaskProc,
+        ]);
+        steps.extend(self.attributes.other_processor.then_some(Step::OtherProcessor));
+        steps.extend([
             Step::Loopback,
             Step::HostNames { hostname: self.hostname.clone() },
             Step::Binfmt { required: !self.binfmt.is_empty() },
@@ -182,8 +187,8 @@ impl SandboxPlan {
             Step::DropPrivileges { keep_file_override: self.root == RootMode::Ephemeral },
             Step::Filter {
                 abis: self.abis.clone(),
-                // Init changes programs' clocks by tracing them; they get a stricter filter then.
-                debuggers: self.debuggers || self.attributes.clock_ahead_seconds.is_some(),
+                // Init answers programs by looking into them; they get a stricter filter then.
+                debuggers: self.debuggers || self.attributes.need_answers(),
             },
         ]);
         steps
@@ -288,6 +293,7 @@ impl fmt::Display for Step {
             Step::Devices { terminals: false } => f.write_str("make /dev"),
             Step::Proc => f.write_str("mount /proc"),
             Step::MaskProc => f.write_str("cover the host's part of /proc"),
+            Step::OtherProcessor => f.write_str("describe another processor"),
             Step::Loopback => f.write_str("bring the loopback interface up"),
             Step::HostNames { hostname } => write!(f, "name the host {hostname}"),
             Step::Binfmt { .. } => f.write_str("make a binfmt_misc instance"),

@@ -362,8 +362,17 @@ fn with_filter<T>(
 
 /// As [`install_filter`], of a filter that asks: the descriptor on which its questions come.
 pub(super) fn install_listening_filter(program: &[Instruction]) -> Result<OwnedFd> {
+    let flags = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    // Since Linux 5.19: a question that has been heard is not interrupted by signals, which would
+    // show in programs as errors that these calls don't have.
+    match install_listening(program, flags | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
+        Err(Errno::EINVAL) => install_listening(program, flags),
+        result => result,
+    }
+}
+
+fn install_listening(program: &[Instruction], flags: libc::c_ulong) -> Result<OwnedFd> {
     with_filter(program, |program| {
-        let flags = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
         // SAFETY: `program` points at its instructions, both alive during the call; with this flag
         // the result is a new descriptor.
         unsafe {
@@ -416,14 +425,23 @@ pub(super) fn notification_is_valid(listener: BorrowedFd<'_>, id: u64) -> Result
     Errno::result(result).map(drop)
 }
 
-/// Ends a waiting system call with a value, or with an error that isn't 0.
+/// Ends a waiting system call with a value or an error.
 pub(super) fn answer_notification(
     listener: BorrowedFd<'_>,
     id: u64,
-    value: i64,
-    error: i32,
+    answer: Result<i64>,
 ) -> Result<()> {
-    let answer = libc::seccomp_notif_resp { id, val: value, error: -error, flags: 0 };
+    let (val, error) = answer.map_or_else(|errno| (0, -(errno as i32)), |value| (value, 0));
+    respond(listener, libc::seccomp_notif_resp { id, val, error, flags: 0 })
+}
+
+/// Lets the kernel answer a waiting system call.
+pub(super) fn pass_notification(listener: BorrowedFd<'_>, id: u64) -> Result<()> {
+    let flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
+    respond(listener, libc::seccomp_notif_resp { id, val: 0, error: 0, flags })
+}
+
+fn respond(listener: BorrowedFd<'_>, answer: libc::seccomp_notif_resp) -> Result<()> {
     // SAFETY: the kernel reads one struct, alive during the call.
     let result = unsafe {
         libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND as _, &raw const answer)

@@ -13,6 +13,7 @@ mod escapes;
 mod fixture;
 mod limits;
 mod machine_code;
+mod orders;
 #[path = "../../../tests/support/processes.rs"]
 mod processes;
 #[path = "../../../tests/support/seed.rs"]
@@ -47,7 +48,8 @@ fn main() -> ExitCode {
 fn run_tests(arguments: &[String]) -> ExitCode {
     let filters: Vec<&String> = arguments.iter().filter(|text| !text.starts_with('-')).collect();
     let wanted = |name: &str| filters.is_empty() || filters.iter().any(|f| name.contains(*f));
-    let lists: [&[Test]; 4] = [basics::TESTS, escapes::TESTS, limits::TESTS, views::TESTS];
+    let lists: [&[Test]; 5] =
+        [basics::TESTS, escapes::TESTS, limits::TESTS, orders::TESTS, views::TESTS];
     let all = lists.concat();
     let tests: Vec<Test> = all.iter().copied().filter(|(name, _)| wanted(name)).collect();
     let filtered = all.len() - tests.len();

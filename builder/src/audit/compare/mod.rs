@@ -9,6 +9,7 @@ mod binary;
 mod compressed;
 mod elf;
 mod part;
+mod python;
 mod signs;
 mod text;
 
@@ -265,6 +266,7 @@ fn contents(looking: &mut Looking<'_>, before: &[u8], after: &[u8], depth: u32) 
         || archive::compare_ar(looking, before, after, depth)
         || archive::compare_tar(looking, before, after, depth)
         || compressed::compare(looking, before, after, depth)
+        || python::compare(looking, before, after)
         || text::compare(looking, before, after);
     if !done {
         binary::compare(looking, "", before, after);

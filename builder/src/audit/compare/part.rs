@@ -42,12 +42,16 @@ pub enum Sign {
     Environment,
     /// The kernel's release.
     Kernel,
+    /// The processor's model.
+    CpuModel,
     /// The same things in another order.
     Order,
     /// A mode, or whether a file is executable.
     Mode,
     /// The time of a member of an archive.
     MemberTime,
+    /// The time of the source of compiled Python.
+    BytecodeTime,
     /// The owner of a member of an archive.
     MemberOwner,
     /// The mode of a member of an archive.

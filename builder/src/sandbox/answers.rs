@@ -1,0 +1,194 @@
+//! The system calls that init answers for a build: how they come to it, and how answers get back.
+//!
+//! What an audit changes and the kernel can't (the time of day, the order of directory entries) is
+//! changed by a second filter, which makes notifications of a few calls. A process can have only
+//! one such filter, so there is one for all of them; `clock` and `order` say which calls and what
+//! the answers are.
+//!
+//! Init acts with what the caller has: its open directory, its memory. Neither is touched before it
+//! is sure that what was taken belongs to the process that still waits, for numbers come again. The
+//! filter guards nothing, so a call that can't be answered is left to the kernel.
+
+use std::fs::OpenOptions;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::ptrace;
+use nix::unistd::Pid;
+
+use super::bpf::{Field, Instruction, Program, Test};
+use super::clock::{self, Clock};
+use super::order::{self, Order};
+use super::plan::{Attributes, SandboxPlan};
+use super::seccomp::{self, Abi};
+use super::sys::{self, Notification};
+
+/// Init's part.
+#[derive(Debug)]
+pub(super) struct Answers {
+    listener: OwnedFd,
+    clock: Option<Clock>,
+    order: Option<Order>,
+}
+
+/// In the process that becomes the command: from here on init answers what the plan says. Returns
+/// where it is asked.
+pub(super) fn give_up(plan: &SandboxPlan) -> Result<OwnedFd, Errno> {
+    if plan.attributes.clock_ahead_seconds.is_some() {
+        ptrace::traceme()?;
+    }
+    // As every program is from its beginning on; else init could not write its answers.
+    nix::sys::prctl::set_dumpable(true)?;
+    // Init had to keep the right to look into processes; nothing else may have it.
+    sys::install_filter(&seccomp::filter(&plan.abis, plan.debuggers))?;
+    sys::install_listening_filter(&questions(&plan.attributes))
+}
+
+/// Which calls are init's to answer.
+fn questions(attributes: &Attributes) -> Vec<Instruction> {
+    let mut program = Program::default();
+    program.load(Field::Architecture);
+    program.when(Test::Equal(Abi::native().architecture()), |p| {
+        p.load(Field::Number);
+        if attributes.reversed_directories {
+            order::questions(p);
+        }
+        if attributes.clock_ahead_seconds.is_some() {
+            clock::questions(p); // the last: it loads an argument
+        }
+    });
+    program.answer(libc::SECCOMP_RET_ALLOW);
+    program.finish()
+}
+
+impl Answers {
+    pub(super) fn new(plan: &SandboxPlan, listener: OwnedFd) -> Result<Answers, Errno> {
+        let clock = plan.attributes.clock_ahead_seconds.map(|ahead| Clock::new(i64::from(ahead)));
+        // Of processes and their descriptors, the order says something. And what lies in memory
+        // because that is varied, too, has another order already: reversing might bring back the
+        // usual one.
+        let mut as_usual = vec!["/proc"];
+        as_usual.extend(plan.memory.iter().map(String::as_str));
+        let order = plan.attributes.reversed_directories.then(|| Order::new(as_usual.into_iter()));
+        Ok(Answers { listener, clock, order: order.transpose()? })
+    }
+
+    /// Readable when a call waits for its answer.
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+
+    /// Answers one call. That its process is gone meanwhile is no error.
+    pub(super) fn answer(&mut self) -> Result<(), Errno> {
+        let question = match sys::next_notification(self.listener.as_fd()) {
+            Err(Errno::ENOENT | Errno::EINTR) => return Ok(()),
+            question => question?,
+        };
+        let answered = match (&self.clock, &mut self.order) {
+            (_, Some(order)) if order::is_listing(question.call) => {
+                list(self.listener.as_fd(), order, question)
+            }
+            (Some(clock), _) => {
+                let (writes, value) = clock.answer(question.call, &question.arguments)?;
+                let written = write(self.listener.as_fd(), &question, &writes);
+                let answer = written.map(|()| value).map_err(|_| Errno::EFAULT);
+                sys::answer_notification(self.listener.as_fd(), question.id, answer)
+            }
+            _ => sys::pass_notification(self.listener.as_fd(), question.id),
+        };
+        match answered {
+            Err(Errno::ENOENT) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Deals with a process that has stopped, and lets it go on.
+    pub(super) fn stopped(&mut self, pid: Pid, status: i32) -> Result<(), Errno> {
+        self.clock.as_mut().map_or(Ok(()), |clock| clock.stopped(pid, status))
+    }
+
+    /// A process is gone; its number may come again.
+    pub(super) fn ended(&mut self, pid: Pid) {
+        if let Some(clock) = &mut self.clock {
+            clock.ended(pid);
+        }
+    }
+}
+
+/// Lists a directory for a process.
+fn list(listener: BorrowedFd<'_>, order: &mut Order, question: Notification) -> Result<(), Errno> {
+    let [number, address, room, ..] = question.arguments;
+    let pass = || sys::pass_notification(listener, question.id);
+    // The kernel, too, takes the low half of these two.
+    let Some(directory) = order::descriptor_of(question.pid, number as i32) else { return pass() };
+    sys::notification_is_valid(listener, question.id)?;
+    let turn = match order.turn(directory.as_fd(), question.call, room as u32 as usize) {
+        Ok(Some(turn)) => turn,
+        Ok(None) => return pass(),
+        Err(errno) => return sys::answer_notification(listener, question.id, Err(errno)),
+    };
+    let length = turn.bytes.len() as i64;
+    let answered = match write(listener, &question, &[(address, &turn.bytes)]) {
+        Ok(()) => sys::answer_notification(listener, question.id, Ok(length)),
+        Err(errno) => {
+            turn.undo(directory.as_fd())?;
+            match errno {
+                // A program that lets nobody look into it.
+                Errno::EACCES if turn.is_first() => pass(),
+                Errno::ENOENT => Err(errno),
+                _ => sys::answer_notification(listener, question.id, Err(Errno::EFAULT)),
+            }
+        }
+    };
+    if answered == Err(Errno::ENOENT) {
+        // It was interrupted, and if it isn't dead, it asks again.
+        turn.undo(directory.as_fd())?;
+    }
+    answered
+}
+
+/// Writes into the memory of a process that waits. EACCES: it can't be opened; ENOENT: it doesn't
+/// wait any more; EFAULT: there is no such memory.
+fn write(
+    listener: BorrowedFd<'_>,
+    question: &Notification,
+    writes: &[(u64, impl AsRef<[u8]>)],
+) -> Result<(), Errno> {
+    let path = format!("/proc/{}/mem", question.pid);
+    let memory = OpenOptions::new().write(true).open(path).map_err(|_| Errno::EACCES)?;
+    // The number could be another process's by now; what is open is the one that still waits.
+    sys::notification_is_valid(listener, question.id)?;
+    for (address, bytes) in writes {
+        memory.write_all_at(bytes.as_ref(), *address).map_err(|_| Errno::EFAULT)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bpf::interpret;
+    use super::*;
+
+    #[test]
+    fn only_what_is_varied_is_asked_for() {
+        let list = libc::SYS_getdents64 as u32;
+        let time = libc::SYS_clock_gettime as u32;
+        for (clock, order) in [(false, true), (true, false), (true, true)] {
+            let attributes = Attributes {
+                clock_ahead_seconds: clock.then_some(1),
+                reversed_directories: order,
+                ..Attributes::default()
+            };
+            let ask = |architecture, call| {
+                interpret(&questions(&attributes), architecture, call, [0; 6])
+                    == libc::SECCOMP_RET_USER_NOTIF
+            };
+            let native = Abi::native().architecture();
+            assert_eq!((ask(native, time), ask(native, list)), (clock, order));
+            assert!(!ask(native, libc::SYS_read as u32));
+            assert!(!ask(Abi::I386.architecture(), list));
+        }
+    }
+}
