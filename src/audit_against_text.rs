@@ -8,13 +8,9 @@ use srp_builder::audit::against::{Comparison, Difference, Outcome, Says, Voice};
 use srp_builder::audit::{Change, Kind};
 use srp_store::Reference;
 
+use crate::audit_text::{self, MOST_PATHS};
 use crate::target::short;
 use crate::terminal::printable;
-
-/// So many paths of one difference are listed.
-const MOST_PATHS: usize = 20;
-/// So many causes are told.
-const MOST_CAUSES: usize = 3;
 
 /// The whole report.
 pub(crate) fn report(comparisons: &[Comparison]) -> String {
@@ -136,10 +132,7 @@ fn difference(text: &mut String, difference: &Difference) {
     if difference.permissions_differ {
         let _ = writeln!(text, "    declared modes and owners differ");
     }
-    for cause in difference.causes.iter().take(MOST_CAUSES) {
-        let _ = writeln!(text, "    likely cause: {} [{}]", cause.what, cause.pattern);
-        let _ = writeln!(text, "      what helps: {}", cause.advice);
-    }
+    audit_text::causes(text, &difference.causes);
 }
 
 fn change(text: &mut String, change: &Change) {

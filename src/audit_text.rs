@@ -5,14 +5,14 @@
 use std::fmt::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
 
-use srp_builder::audit::{Audit, Change, Difference, Dimension, Kind, Status};
+use srp_builder::audit::{Audit, Cause, Change, Difference, Dimension, Kind, Status};
 use srp_store::OutputName;
 
 use crate::progress;
 use crate::terminal::printable;
 
 /// So many paths of one difference are listed.
-const MOST_PATHS: usize = 20;
+pub(crate) const MOST_PATHS: usize = 20;
 /// So many causes are told.
 const MOST_CAUSES: usize = 3;
 
@@ -138,10 +138,7 @@ fn difference(text: &mut String, audit: &Audit, difference: &Difference) {
     if difference.changes.len() > MOST_PATHS {
         let _ = writeln!(text, "    … and {} paths more", difference.changes.len() - MOST_PATHS);
     }
-    for cause in difference.causes.iter().take(MOST_CAUSES) {
-        let _ = writeln!(text, "    likely cause: {} [{}]", cause.what, cause.pattern);
-        let _ = writeln!(text, "      what helps: {}", cause.advice);
-    }
+    causes(text, &difference.causes);
     if let Some(kept) = &difference.kept {
         let _ = writeln!(text, "    kept: {}", kept.display());
     }
@@ -167,6 +164,14 @@ pub(crate) fn place(change: &Change) -> String {
     match change.output == OutputName::out() {
         true => change.path.clone(),
         false => format!("{}:{}", change.output, change.path),
+    }
+}
+
+/// The likeliest causes.
+pub(crate) fn causes(text: &mut String, causes: &[Cause]) {
+    for cause in causes.iter().take(MOST_CAUSES) {
+        let _ = writeln!(text, "    likely cause: {} [{}]", cause.what, cause.pattern);
+        let _ = writeln!(text, "      what helps: {}", cause.advice);
     }
 }
 

@@ -104,13 +104,7 @@ impl<'a> Fetcher<'a> {
             self.store.commit(registration)?;
             return Ok(Transfer::default());
         }
-        let fetch = Fetch {
-            fetcher: self,
-            record,
-            path: CachePath::pack(&record.location.pack),
-            fetched_bytes: AtomicU64::new(0),
-            requests: AtomicU64::new(0),
-        };
+        let fetch = Fetch::new(self, record);
         let (index, whole) = fetch.index()?;
         let scratch = self.store.scratch()?;
         let place = Workplace::new(scratch.path())?;
@@ -157,13 +151,7 @@ impl Fetcher<'_> {
         wanted: &BTreeSet<Digest>,
         to: &Path,
     ) -> Result<(), CacheError> {
-        let fetch = Fetch {
-            fetcher: self,
-            record,
-            path: CachePath::pack(&record.location.pack),
-            fetched_bytes: AtomicU64::new(0),
-            requests: AtomicU64::new(0),
-        };
+        let fetch = Fetch::new(self, record);
         let unpacking = Unpacking::begin(to, index)?;
         for (number, file) in index.files.iter().enumerate() {
             if !wanted.contains(&file.digest) {
@@ -183,7 +171,17 @@ struct Fetch<'a> {
     requests: AtomicU64,
 }
 
-impl Fetch<'_> {
+impl<'a> Fetch<'a> {
+    fn new(fetcher: &'a Fetcher<'a>, record: &'a ObjectRecord) -> Fetch<'a> {
+        Fetch {
+            fetcher,
+            record,
+            path: CachePath::pack(&record.location.pack),
+            fetched_bytes: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+        }
+    }
+
     /// The pack's index, and the whole pack if it is small.
     fn index(&self) -> Result<(Index, Option<Vec<u8>>), CacheError> {
         self.requests.fetch_add(1, Ordering::Relaxed);
