@@ -260,7 +260,8 @@ fn verdict(audits: &[Audit]) -> CommandResult {
     }
     if unknown > 0 {
         let what = format!("{unknown} of {} could not be audited", unknown + audited);
-        return Err(CommandError::user(what).hint("srp realise has it built, with its inputs"));
+        let hint = "where something is missing, srp realise has it built, with its inputs";
+        return Err(CommandError::user(what).hint(hint));
     }
     if audited == 0 {
         terminal::say("nothing of that is built: --closure also audits what it is made from");

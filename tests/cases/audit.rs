@@ -425,6 +425,35 @@ fn diffoscope_reports_on_what_differs_where_it_is_installed() {
 }
 
 #[test]
+fn a_full_disk_leaves_the_store_clean_and_says_nothing_of_the_derivation() {
+    let place =
+        Place::new("return {\"\": sh(\"big\", \"dd if=/dev/zero of=$out/usr/big bs=1M count=8\")}");
+    fs::create_dir(place.store()).unwrap();
+    let script = "mount -t tmpfs -o size=24m,mode=755 none \"$SRP_ROOT\" || exit 77
+        \"$0\" realise t.x || exit 78
+        \"$0\" audit t.x || exit 79
+        dd if=/dev/zero of=\"$SRP_ROOT/other\" bs=64k 2>/dev/null
+        truncate -s -4M \"$SRP_ROOT/other\"
+        \"$0\" audit t.x --again; echo full: $?
+        ls -A \"$SRP_ROOT/tmp\"
+        rm \"$SRP_ROOT/other\"
+        \"$0\" audit t.x || exit 80
+        ls -A \"$SRP_ROOT/tmp\"";
+    let mut command = Command::new("unshare");
+    let mounting = if is_root() { "-m" } else { "-Urm" };
+    let arguments = [mounting, "sh", "-c", script, env!("CARGO_BIN_EXE_srp")];
+    let run = Run::of(place.surround(command.args(arguments)));
+    if run.code == Some(77) || run.stderr.contains("unshare failed") {
+        return skipped("an audit on a full disk", "no file system can be mounted here");
+    }
+    let run = run.succeeded();
+    assert!(run.stdout.contains("unknown: big 1\n  can't write "), "{run}");
+    assert!(run.stdout.contains("No space left on device"), "{run}");
+    assert!(run.stdout.contains("\nfull: 1\nidentical: big 1 ("), "{run}");
+    assert!(run.stdout.ends_with("\n1 identical, 0 differing\n"), "an empty tmp/: {run}");
+}
+
+#[test]
 fn what_was_found_is_not_found_out_twice() {
     let place = Place::new(TWO_OUTPUTS);
     for attr in ["t.x", "t.x.two"] {

@@ -149,7 +149,10 @@ impl Builder<'_> {
         let keep = options.keep.join(name);
         let auditor = Auditor::new(work, build, &claim, options, keep).map_err(&failed)?;
         let audit = auditor.run().map_err(&failed)?;
-        remembered::remember(self.store, &place, &claim, options, &audit).map_err(failed)?;
+        // That it can't be remembered costs nobody what was found.
+        if let Err(error) = remembered::remember(self.store, &place, &claim, options, &audit) {
+            tracing::warn!("the audit of {} is not remembered: {error}", derivation.name);
+        }
         Ok(audit)
     }
 }

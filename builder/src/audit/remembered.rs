@@ -58,7 +58,8 @@ pub(super) fn recall(path: &Path, claim: &Claim, options: &AuditOptions) -> Opti
     })
 }
 
-/// Keeps what an audit found.
+/// Keeps what an audit found, unless that may have been this machine's fault: a rebuild that fails
+/// whatever is varied may have had too little memory.
 ///
 /// # Errors
 /// The file can't be written.
@@ -70,6 +71,16 @@ pub(super) fn remember(
     audit: &Audit,
 ) -> Result<(), FailureCause> {
     debug_assert!(matches!(audit.status, Status::Identical | Status::Differs));
+    if audit.differences.iter().any(|it| it.failed.is_some() && it.when.is_empty()) {
+        // Nor does what an earlier audit found hold any more.
+        return match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let action = format!("remove {}", path.display());
+                Err(FailureCause::Io { action, source: error })
+            }
+            _ => Ok(()),
+        };
+    }
     let remembered = Remembered {
         format: FORMAT,
         resolved: claim.resolved,
