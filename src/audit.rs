@@ -69,8 +69,6 @@ pub(crate) struct Arguments {
     /// How many cores builds share [default: all]
     #[arg(long, value_name = "N")]
     cores: Option<NonZeroUsize>,
-    #[command(flatten)]
-    evidence: audit_evidence::Arguments,
     /// Build nothing: compare with what this cache, and who signs there, say; can be given again
     #[arg(long, value_name = "CACHE")]
     #[arg(conflicts_with_all = ["rounds", "vary", "costs", "again", "keep", "html", "diffoscope", "jobs", "cores"])]
@@ -78,6 +76,9 @@ pub(crate) struct Arguments {
     /// Answer in JSON
     #[arg(long)]
     json: bool,
+    // Last: its heading is that of what follows it.
+    #[command(flatten)]
+    evidence: audit_evidence::Arguments,
 }
 
 const EXAMPLES: &str = "\
