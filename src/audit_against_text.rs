@@ -12,11 +12,27 @@ use crate::audit_text::{self, MOST_PATHS};
 use crate::target::short;
 use crate::terminal::printable;
 
+/// So many are named of those that nobody says anything of.
+const MOST_SILENT: usize = 5;
+
 /// The whole report.
 pub(crate) fn report(comparisons: &[Comparison]) -> String {
     let mut text = String::new();
-    for comparison in comparisons {
+    // Few publish what something is built from: of a closure most is that.
+    let (silence, heard): (Vec<_>, Vec<_>) = comparisons.iter().partition(|it| is_silence(it));
+    for comparison in heard {
         one(&mut text, comparison);
+    }
+    match silence.as_slice() {
+        [] => {}
+        [comparison] => one(&mut text, comparison),
+        several => {
+            let names: Vec<String> = several.iter().take(MOST_SILENT).map(|it| title(it)).collect();
+            let more = several.len() - names.len();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let _ = writeln!(text, "unknown: {}{more}", names.join(", "));
+            let _ = writeln!(text, "  nobody says anything of these");
+        }
     }
     let count =
         |wanted: fn(&Outcome) -> bool| comparisons.iter().filter(|it| wanted(&it.outcome)).count();
@@ -30,17 +46,24 @@ pub(crate) fn report(comparisons: &[Comparison]) -> String {
     text
 }
 
+/// Whether it is realised here, and nobody says a word about it.
+fn is_silence(comparison: &Comparison) -> bool {
+    let unknown = matches!(comparison.outcome, Outcome::Unknown { .. });
+    unknown && comparison.resolved.is_some() && comparison.voices.is_empty()
+}
+
+/// A name, and a version if there is one.
+fn title(comparison: &Comparison) -> String {
+    format!("{} {}", comparison.name, comparison.version).trim_end().to_owned()
+}
+
 fn one(text: &mut String, comparison: &Comparison) {
     let status = match comparison.outcome {
         Outcome::Agree => "agree",
         Outcome::Disagree => "disagree",
         Outcome::Unknown { .. } => "unknown",
     };
-    let _ = write!(text, "{status}: {}", comparison.name);
-    if !comparison.version.is_empty() {
-        let _ = write!(text, " {}", comparison.version);
-    }
-    text.push('\n');
+    let _ = writeln!(text, "{status}: {}", title(comparison));
     if let Outcome::Unknown { reason } = &comparison.outcome {
         let _ = writeln!(text, "  {reason}");
     }

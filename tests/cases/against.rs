@@ -222,6 +222,10 @@ fn only_who_is_trusted_decides_and_a_wrong_signature_is_loud() {
     let arguments = ["audit", "--closure", "t.x.upper", "--json", "--against", down];
     let run = user.srp(&arguments).exited(1).says(&["nothing could be compared"]);
     assert_eq!(run.stderr.matches("WARN").count(), 1, "{run}");
+    // What nobody says anything of takes one line, and not one for each.
+    let text = user.srp(&[&arguments[..3], &arguments[4..]].concat()).exited(1);
+    assert_eq!(text.stdout.matches("nobody").count(), 1, "{text}");
+    assert!(text.stdout.contains("applets 1, lower 1"), "{text}");
     let (compared, answer) = comparisons(&run);
     assert!(compared.values().all(|it| it["status"] == "unknown"), "{run}");
     assert_eq!(answer["unreachable"].as_array().unwrap().len(), 1);
