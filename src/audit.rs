@@ -139,9 +139,14 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
 
     let progress = Progress::new(context, &workshop.cancel);
     let builder = workshop.builder(&store);
+    let not_left: Mutex<Option<CommandError>> = Mutex::default();
     let audit = |hash: &StaticHash| {
         let audit = builder.audit(&request, hash, &options, &progress, &workshop.cancel)?;
-        evidence.leave(&store, &request, &audit).map(|()| audit)
+        if let Err(error) = evidence.leave(&store, &request, &audit) {
+            let mut first = not_left.lock().expect("no holder panics");
+            first.get_or_insert_with(|| CommandError::chain(ExitCode::User, error));
+        }
+        Ok(audit)
     };
     let audits = audit_all(&request, &wanted, arguments.jobs.into(), &audit);
     progress.finish();
@@ -171,7 +176,10 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
         }
     }
     added?;
-    verdict(&audits)
+    match not_left.into_inner().expect("no holder panics") {
+        Some(error) => Err(error),
+        None => verdict(&audits),
+    }
 }
 
 /// The command as it was given.

@@ -1,17 +1,18 @@
 //! What an audit leaves for others: signed statements that caches publish, and attestations.
 
-use std::fs;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueHint};
-use srp_builder::audit::{Audit, AuditError, attest};
+use srp_builder::audit::{Audit, attest};
 use srp_builder::{FailureCause, Request};
 use srp_store::Store;
 use srp_store::cache::{Envelope, IN_TOTO, SecretKey};
 
 use crate::building;
 use crate::context::Context;
-use crate::error::{CommandError, CommandResult};
+use crate::error::{CommandError, CommandResult, ExitCode};
 use crate::signing;
 use crate::target::short;
 
@@ -42,6 +43,13 @@ impl Evidence {
     pub(crate) fn asked_for(context: &Context, arguments: &Arguments) -> CommandResult<Evidence> {
         let sign = arguments.sign;
         let attest = arguments.attest.as_deref().map(building::absolute).transpose()?;
+        if let Some(directory) = &attest {
+            // As with the key: better now than after hours.
+            probe(directory).map_err(|error| {
+                let message = format!("can't write to {}: {error}", directory.display());
+                CommandError::new(ExitCode::User, message)
+            })?;
+        }
         if !sign && attest.is_none() {
             return match arguments.key {
                 Some(_) => Err(CommandError::usage("--key is for --sign or --attest")),
@@ -63,20 +71,14 @@ impl Evidence {
         store: &Store,
         request: &Request,
         audit: &Audit,
-    ) -> Result<(), AuditError> {
+    ) -> Result<(), FailureCause> {
         let Some(key) = &self.key else { return Ok(()) };
-        let leave = || {
-            if self.sign
-                && let Some(witness) = &audit.witness
-            {
-                witness.sign(store, key)?;
-            }
-            self.write(store, request, audit, key)
-        };
-        leave().map_err(|source: FailureCause| {
-            let (name, source) = (audit.name.clone(), Box::new(source));
-            AuditError::Failed { name, source }
-        })
+        if self.sign
+            && let Some(witness) = &audit.witness
+        {
+            witness.sign(store, key)?;
+        }
+        self.write(store, request, audit, key)
     }
 
     /// Writes the attestations of one audit, whole or not at all.
@@ -98,13 +100,8 @@ impl Evidence {
             return Ok(());
         }
         let name = format!("{}-{}.intoto.jsonl", audit.name, short(&audit.derivation));
-        let (path, staged) = (directory.join(&name), directory.join(format!(".{name}")));
-        let write = || {
-            fs::create_dir_all(directory)?;
-            fs::write(&staged, lines)?;
-            fs::rename(&staged, &path)
-        };
-        write().map_err(|source| FailureCause::Io {
+        let path = directory.join(&name);
+        replace(&path, lines.as_bytes()).map_err(|source| FailureCause::Io {
             action: format!("write {}", path.display()),
             source,
         })
@@ -114,4 +111,28 @@ impl Evidence {
     pub(crate) fn signer(&self) -> Option<&str> {
         self.key.as_ref().filter(|_| self.sign).map(|key| key.name().as_str())
     }
+}
+
+/// Makes a directory, and sees whether files can be made in it.
+fn probe(directory: &Path) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    let file = directory.join(format!(".srp.{}", std::process::id()));
+    File::create_new(&file)?;
+    fs::remove_file(&file)
+}
+
+/// Writes a file whole or not at all; others may do so in the same directory.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut staged = path.as_os_str().to_owned();
+    staged.push(format!(".{}.partial", std::process::id()));
+    let write = || {
+        File::create_new(&staged)?.write_all(content)?;
+        fs::rename(&staged, path)
+    };
+    let written = write();
+    if written.is_err() {
+        // What went wrong is told; that this could go wrong, too, is not of interest.
+        let _ = fs::remove_file(&staged);
+    }
+    written
 }

@@ -4,6 +4,7 @@
 //! It is no part of an audit: it runs afterwards, outside of any sandbox, on what is kept.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -56,26 +57,34 @@ fn differing(difference: &Difference) -> BTreeSet<&OutputName> {
 
 /// The reports on two trees: text and a page, beside the second. Those of a remembered audit are
 /// there already.
-fn report(registered: &Path, rebuilt: &Path) -> CommandResult<[PathBuf; 2]> {
+fn report(registered: &Path, rebuilt: &Path) -> CommandResult<Vec<PathBuf>> {
     let beside = |ending: &str| {
         let mut path = rebuilt.as_os_str().to_owned();
         path.push(format!(".{PROGRAM}.{ending}"));
         PathBuf::from(path)
     };
-    let reports = [beside("txt"), beside("html")];
+    let reports = vec![beside("txt"), beside("html")];
     if reports.iter().all(|path| path.exists()) {
         return Ok(reports);
     }
+    // What was interrupted leaves no report that looks whole.
+    let partial = [beside("txt.partial"), beside("html.partial")];
     terminal::say(&format!("{PROGRAM} compares {}", rebuilt.display()));
     let mut command = Command::new(PROGRAM);
     // Times and owners are the store's own; of other directories there is nothing to say.
-    command.args(["--no-progress", "--exclude-directory-metadata=recursive"]);
-    command.arg("--text").arg(&reports[0]).arg("--html").arg(&reports[1]);
+    command.args(["--no-progress", "--exclude-directory-metadata=yes"]);
+    command.arg("--text").arg(&partial[0]).arg("--html").arg(&partial[1]);
     command.arg(registered).arg(rebuilt).env("LC_ALL", "C.UTF-8").stdin(Stdio::null());
     let output = command.output().map_err(|error| not_run(&error))?;
     match output.status.code() {
-        // 1: they differ. 0: only in what it doesn't compare, and then it writes nothing.
-        Some(0 | 1) if reports.iter().all(|path| path.exists()) => Ok(reports),
+        Some(1) => {
+            for (partial, report) in partial.iter().zip(&reports) {
+                fs::rename(partial, report).map_err(|error| not_run(&error))?;
+            }
+            Ok(reports)
+        }
+        // They differ only in what it doesn't compare, such as modes: it writes nothing.
+        Some(0) => Ok(Vec::new()),
         _ => Err(failed(output.status, &output.stderr)),
     }
 }

@@ -62,16 +62,36 @@ pub(crate) fn run(context: &Context, keyring: &Keyring, arguments: &Arguments) -
 /// The envelopes in a file: it as a whole, or each of its lines that is one. Lines that are
 /// something else are passed over, as in-toto asks, but not all of them.
 fn envelopes(path: &Path) -> CommandResult<Vec<Envelope>> {
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text));
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes));
     read.map_err(|error| {
         CommandError::new(ExitCode::User, format!("can't read {}: {error}", path.display()))
     })?;
+    if bytes.len() as u64 > MAX_BYTES {
+        let what = format!("{} is larger than {} MiB", path.display(), MAX_BYTES >> 20);
+        return Err(CommandError::user(what).hint("verify it in parts"));
+    }
+    let text = String::from_utf8_lossy(&bytes);
     if let Ok(envelope) = serde_json::from_str(&text) {
         return Ok(vec![envelope]);
     }
-    let envelopes: Vec<Envelope> =
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let mut envelopes: Vec<Envelope> = Vec::new();
+    let mut passed_over = 0;
+    for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
+        match serde_json::from_str(line) {
+            Ok(envelope) => envelopes.push(envelope),
+            // What was one, and was changed, is not something else.
+            Err(error) if ["payload", "signatures"].iter().any(|it| line.contains(it)) => {
+                let what = format!("{}: line {number} is a broken attestation", path.display());
+                return Err(CommandError::new(ExitCode::Integrity, format!("{what}: {error}")));
+            }
+            Err(_) => passed_over += 1,
+        }
+    }
+    if passed_over > 0 && !envelopes.is_empty() {
+        let what = format!("{passed_over} lines of {} are something else", path.display());
+        terminal::say(&what);
+    }
     if envelopes.is_empty() {
         return Err(CommandError::user(format!("{} has no attestation in it", path.display()))
             .hint("srp audit --attest DIR writes such files"));

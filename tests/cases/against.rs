@@ -326,6 +326,12 @@ fn a_rebuild_that_was_signed_is_a_second_builder() {
     };
     assert!(publish().stdout.contains("1 stated as not built here"));
     refused();
+    // That what others said is damaged makes it nobody's own.
+    let said = list(&second.store().join("statements")).into_iter().flat_map(|it| list(&it));
+    let said: Vec<_> = said.map(|path| (fs::read(&path).unwrap(), path)).collect();
+    said.iter().for_each(|(_, path)| fs::write(path, "damaged").unwrap());
+    assert!(publish().stdout.contains("1 stated as not built here"));
+    said.iter().for_each(|(bytes, path)| fs::write(path, bytes).unwrap());
     // An audit that nobody signs is nobody's word.
     second.srp(&["audit", "t.x.lower", "--vary", "user"]).succeeded();
     assert!(publish().stdout.contains("1 stated as not built here"));

@@ -25,6 +25,7 @@ use crate::event::{Activity, Event, Observer};
 use crate::plan::adopted;
 use crate::realise::Builder;
 use crate::request::{FailureCause, Request};
+use crate::sandbox::SandboxError;
 use crate::work::Work;
 
 /// How derivations are audited.
@@ -252,7 +253,10 @@ impl<'a> Auditor<'a> {
         if options.costs {
             let (measured, differs) = self.costs()?;
             costs = Some(measured);
-            differing = differing.or(differs);
+            if differing.is_none() {
+                // That one of them differs alone says nothing of how often it does.
+                (differing, identical) = (differs, 0);
+            }
         }
         let differences = match differing {
             None => Vec::new(),
@@ -296,13 +300,16 @@ impl<'a> Auditor<'a> {
         let mut possible = dimensions.clone();
         let rebuilt = loop {
             let error = match rebuild(&possible) {
-                Err(FailureCause::Sandbox(error)) => error,
+                Err(FailureCause::Sandbox(
+                    error @ (SandboxError::Setup { .. } | SandboxError::Command { .. }),
+                )) => error,
                 result => break result?,
             };
-            // This kernel refuses something; without that there may still be an audit.
-            let Some(refused) = MAY_BE_REFUSED.iter().find(|it| possible.remove(it)) else {
-                return Err(error.into());
-            };
+            // This kernel refuses something; without that there may still be an audit. What it has
+            // not refused before it doesn't refuse now: then it is something else.
+            let worked = |it: &Dimension| self.tried.get(it).is_some_and(Result::is_ok);
+            let refused = MAY_BE_REFUSED.iter().find(|it| !worked(it) && possible.remove(it));
+            let Some(refused) = refused else { return Err(error.into()) };
             self.tried.insert(*refused, Err(error.to_string()));
         };
         self.rounds.push(rebuilt.report.clone());

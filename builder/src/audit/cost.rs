@@ -39,7 +39,7 @@ impl Auditor<'_> {
             let rebuilt = auditor.round(dimensions)?;
             let report = &rebuilt.report;
             let took = report.milliseconds.saturating_sub(report.compare_milliseconds);
-            let varied = report.varied.len() == dimensions.len();
+            let varied = report.varied.len() == dimensions.len() && rebuilt.failed.is_none();
             if !rebuilt.points.is_empty() && differing.is_none() {
                 differing = Some(rebuilt);
             }

@@ -44,7 +44,10 @@ pub(super) fn recall(path: &Path, claim: &Claim, options: &AuditOptions) -> Opti
     let same = found.format == FORMAT
         && found.resolved == claim.resolved
         && found.outputs == claim.outputs
-        && found.dimensions.is_superset(&options.dimensions)
+        // What differs may do so because of what isn't to be varied now.
+        && (found.dimensions == options.dimensions
+            || found.audit.status == Status::Identical
+                && found.dimensions.is_superset(&options.dimensions))
         && found.rounds >= options.rounds
         && (found.audit.costs.is_some() || !options.costs)
         // What differed is to be looked at where this audit would have kept it.
@@ -59,7 +62,7 @@ pub(super) fn recall(path: &Path, claim: &Claim, options: &AuditOptions) -> Opti
 }
 
 /// Keeps what an audit found, unless that may have been this machine's fault: a rebuild that fails
-/// whatever is varied may have had too little memory.
+/// may have had too little memory, or time.
 ///
 /// # Errors
 /// The file can't be written.
@@ -71,7 +74,7 @@ pub(super) fn remember(
     audit: &Audit,
 ) -> Result<(), FailureCause> {
     debug_assert!(matches!(audit.status, Status::Identical | Status::Differs));
-    if audit.differences.iter().any(|it| it.failed.is_some() && it.when.is_empty()) {
+    if audit.differences.iter().any(|it| it.failed.is_some()) {
         // Nor does what an earlier audit found hold any more.
         return match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

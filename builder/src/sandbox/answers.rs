@@ -92,9 +92,16 @@ impl Answers {
             }
             (Some(clock), _) => {
                 let (writes, value) = clock.answer(question.call, &question.arguments)?;
-                let written = write(self.listener.as_fd(), &question, &writes);
-                let answer = written.map(|()| value).map_err(|_| Errno::EFAULT);
-                sys::answer_notification(self.listener.as_fd(), question.id, answer)
+                let listener = self.listener.as_fd();
+                match write(listener, &question, &writes) {
+                    // A program that lets nobody look into it.
+                    Err(Errno::EACCES) => sys::pass_notification(listener, question.id),
+                    Err(Errno::ENOENT) => Err(Errno::ENOENT),
+                    written => {
+                        let answer = written.map(|()| value).map_err(|_| Errno::EFAULT);
+                        sys::answer_notification(listener, question.id, answer)
+                    }
+                }
             }
             _ => sys::pass_notification(self.listener.as_fd(), question.id),
         };

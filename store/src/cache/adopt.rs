@@ -4,7 +4,9 @@
 //! didn't build. They are there before the claim is; whoever publishes passes them on, so that a
 //! chain of caches doesn't pretend to be a chain of builders.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::path::PathBuf;
 
 use crate::cache::sealed::Sealed;
 use crate::cache::statement::Statement;
@@ -44,10 +46,7 @@ impl Store {
     /// built here. What can't be read is left out.
     pub fn evidence(&self, resolved: &ResolvedHash) -> Result<Vec<Sealed<Statement>>, StoreError> {
         let mut found = Vec::new();
-        for path in files::entries(&self.directory("statements").join(resolved.to_string()))? {
-            if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
-                continue;
-            }
+        for path in self.evidence_paths(resolved)? {
             match Sealed::from_bytes(&fs::read(&path).at("read", &path)?) {
                 Ok(sealed) => found.push(sealed),
                 Err(error) => {
@@ -57,6 +56,20 @@ impl Store {
         }
         found.sort_by_key(Sealed::signer);
         Ok(found)
+    }
+
+    /// Whether what `resolved` came out as was taken from others, also if what they said can't be
+    /// read any more: it isn't built here for that.
+    pub(crate) fn is_taken(&self, resolved: &ResolvedHash) -> Result<bool, StoreError> {
+        Ok(!self.evidence_paths(resolved)?.is_empty())
+    }
+
+    fn evidence_paths(&self, resolved: &ResolvedHash) -> Result<Vec<PathBuf>, StoreError> {
+        let mut paths = files::entries(&self.directory("statements").join(resolved.to_string()))?;
+        // What is being written isn't there yet.
+        let partial = |name: &OsStr| name.as_encoded_bytes().starts_with(b".");
+        paths.retain(|path| !path.file_name().is_some_and(partial));
+        Ok(paths)
     }
 
     /// Removes statements on what has not been registered: the process that took it died before

@@ -63,8 +63,10 @@ impl Store {
         }
         let route = self.realisation(&claim.resolved)?.map(|it| it.route).unwrap_or_default();
         let evidence = self.evidence(&claim.resolved)?;
-        let provenance =
-            if evidence.is_empty() { Provenance::Built } else { Provenance::Substituted };
+        let provenance = match self.is_taken(&claim.resolved)? {
+            true => Provenance::Substituted,
+            false => Provenance::Built,
+        };
         let ours = Statement {
             derivation: *derivation,
             resolved: claim.resolved,
