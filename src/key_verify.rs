@@ -89,8 +89,11 @@ fn envelopes(path: &Path) -> CommandResult<Vec<Envelope>> {
         }
     }
     if passed_over > 0 && !envelopes.is_empty() {
-        let what = format!("{passed_over} lines of {} are something else", path.display());
-        terminal::say(&what);
+        let file = path.display();
+        terminal::say(&match passed_over {
+            1 => format!("1 line of {file} is something else"),
+            several => format!("{several} lines of {file} are something else"),
+        });
     }
     if envelopes.is_empty() {
         return Err(CommandError::user(format!("{} has no attestation in it", path.display()))

@@ -199,7 +199,7 @@ fn an_attestation_is_believed_if_a_trusted_key_signed_exactly_that() {
     verify(&[]).exited(4).says(&["attestation 2", "the signature by builder-1 ("]);
     // Lines that are something else are passed over, but not all of them.
     fs::write(&file, format!("{{\"other\": 1}}\n{text}")).unwrap();
-    verify(&[]).succeeded().says(&["1 lines of ", " are something else"]);
+    verify(&[]).succeeded().says(&["1 line of ", " is something else"]);
     // One that is an attestation and broken is not something else.
     fs::write(&file, text.replacen("\"payload\":\"", "\"payload\":\"!", 1)).unwrap();
     verify(&[]).exited(4).says(&["line 1 is a broken attestation"]);
