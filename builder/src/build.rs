@@ -181,15 +181,10 @@ impl Work<'_> {
         plan.env = environment(build, cores);
         if let Some((runner, object)) = &self.runner {
             let object = self.store.info(object)?.object;
-            let program =
-                self.store.tree_path(&object.tree).join(runner.program.trim_start_matches('/'));
+            let program = runner.program_in(&self.store.tree_path(&object.tree));
             let handler = BinfmtHandler::for_arch(build.build.arch(), program);
             plan.binfmt.extend(handler);
-            for (name, value) in [("QEMU_CPU", &runner.cpu), ("QEMU_UNAME", &runner.uname)] {
-                if !value.is_empty() {
-                    plan.env.insert(name.to_owned(), value.clone());
-                }
-            }
+            plan.env.extend(runner.environment());
         }
         if plan.binfmt.is_empty() && !self.machine.runs(&build.build) {
             return Err(FailureCause::NoRunner {

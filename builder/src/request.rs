@@ -1,7 +1,7 @@
 //! What is asked of the builder, and what it answers: plain values.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use srp_store::{Derivation, InputKey, ObjectName, ResolvedHash, RootName, StaticHash, StoreError};
 
@@ -30,6 +30,20 @@ pub struct RunnerSpec {
     pub cpu: String,
     /// The kernel release that programs see; empty for the machine's own.
     pub uname: String,
+}
+
+impl RunnerSpec {
+    /// The emulator, in the tree of the object that holds it.
+    pub(crate) fn program_in(&self, tree: &Path) -> PathBuf {
+        tree.join(self.program.trim_start_matches('/'))
+    }
+
+    /// What the emulator is told.
+    pub(crate) fn environment(&self) -> impl Iterator<Item = (String, String)> {
+        let variables = [("QEMU_CPU", &self.cpu), ("QEMU_UNAME", &self.uname)];
+        let told = variables.into_iter().filter(|(_, value)| !value.is_empty());
+        told.map(|(name, value)| (name.to_owned(), value.clone()))
+    }
 }
 
 /// How work is done; nothing here changes a result.

@@ -161,16 +161,11 @@ impl<'a> Shell<'a> {
         let mut runs = !start.starts_with(ELF) || is_native(machine, &start);
         for (arch, (runner, object)) in &request.runners {
             let object = self.store.info(object)?.object;
-            let emulator = self.store.tree_path(&object.tree);
-            let emulator = emulator.join(runner.program.trim_start_matches('/'));
+            let emulator = runner.program_in(&self.store.tree_path(&object.tree));
             let Some(handler) = BinfmtHandler::for_arch(arch, emulator) else { continue };
             runs |= matches(&handler, &start);
             plan.binfmt.push(handler);
-            for (name, value) in [("QEMU_CPU", &runner.cpu), ("QEMU_UNAME", &runner.uname)] {
-                if !value.is_empty() {
-                    plan.env.insert(name.to_owned(), value.clone());
-                }
-            }
+            plan.env.extend(runner.environment());
         }
         if !runs {
             return Err(ShellError::NoRunner { program, machine: machine.arch().to_owned() });

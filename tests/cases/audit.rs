@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::support::host::{NOBODY, as_nobody, is_root, mark, skipped};
 use crate::support::processes::{eventually, processes_with};
-use crate::support::{Place, Run, place};
+use crate::support::{Place, Run, place, seed};
 
 /// Something that is irreproducible in one way.
 struct Fixture {
@@ -305,6 +305,116 @@ fn costs_are_told_of_each_dimension() {
     assert_eq!(differences.len(), 1);
     assert_eq!(texts(&differences[0]["when"]), ["hostname"]);
     assert_eq!(audit["costs"]["dimensions"].as_array().unwrap().len(), 2);
+}
+
+/// Definitions of three components and, if `named`, of an emulator of this machine's own architecture.
+fn define_runner(place: &Place, named: bool) {
+    let arch = std::env::consts::ARCH;
+    let package = seed::package(arch, "qemu-user");
+    seed::sources(&package);
+    let runners = match named {
+        true => format!(
+            r#"{{"{arch}": struct(derivation = emulator, program = "/usr/bin/qemu-{arch}", cpu = "max", uname = "5.4.0-else")}}"#
+        ),
+        false => "{}".to_owned(),
+    };
+    let text = format!(
+        r#"load("//seed.star", "sh")
+emulator = fetch(
+    name = "qemu",
+    version = "{version}",
+    sha256 = "{sha256}",
+    size = {size},
+    urls = ["{url}"],
+    unpack = "deb",
+    only = ["usr/bin/qemu-{arch}"],
+)
+targets = {{"x": "x"}}
+def _components(target, build):
+    return {{
+        "": sh("same", "echo $(pwd) > a; wc -l < a > $out/usr/f"),
+        "kernel": sh("kernel", "uname -r > $out/usr/f"),
+        "emulator": emulator,
+    }}
+def runners(build):
+    return {runners}
+stages = {{"t": _components}}
+"#,
+        version = package.version,
+        sha256 = package.sha256,
+        size = package.size_bytes,
+        url = package.url,
+    );
+    place.write("derivations/main.star", &text);
+}
+
+#[test]
+fn the_runner_is_varied_by_an_emulator_of_the_same_architecture() {
+    let place = Place::new("return {}");
+    define_runner(&place, true);
+    place.srp(&["realise", "t.x", "t.x.kernel"]).succeeded();
+    // It is not fetched for an audit: that would be another download in the middle of it.
+    let run = place.srp(&["audit", "t.x", "--vary", "runner"]).exited(1);
+    assert!(run.stdout.contains("unknown: same") && run.stdout.contains("qemu"), "{run}");
+    place.realise("t.x.emulator");
+
+    let run = place.srp(&["audit", "t.x", "--vary", "runner", "--json"]).succeeded();
+    let audit = &audits(&run)["same"];
+    assert_eq!(audit["status"], "identical", "{audit:#}");
+    let tried = &audit["dimensions"][0];
+    let Some(variation) = tried["variation"].as_object() else {
+        skipped("the runner", &tried["not_applicable"].to_string());
+        return;
+    };
+    assert_eq!(variation["usual"], "native");
+    assert!(variation["varied"].as_str().unwrap().ends_with("-qemu"), "{audit:#}");
+    assert_eq!(audit["rounds"].as_array().unwrap().len(), 1);
+    assert_eq!(texts(&audit["rounds"][0]["varied"]), ["runner"]);
+
+    let run = place.srp(&["audit", "t.x.kernel", "--vary", "runner,hostname", "--json"]).exited(5);
+    let audit = &audits(&run)["kernel"];
+    let differences = audit["differences"].as_array().unwrap();
+    assert_eq!(differences.len(), 1, "{audit:#}");
+    assert_eq!(texts(&differences[0]["when"]), ["runner"]);
+    assert_eq!(differences[0]["causes"][0]["pattern"], "runner");
+    let kept = Path::new(differences[0]["kept"].as_str().unwrap());
+    assert_eq!(fs::read_to_string(kept.join("out/usr/f")).unwrap(), "5.4.0-else\n");
+    // It alone, and the other one alone.
+    let rounds = audit["rounds"].as_array().unwrap();
+    let varied: Vec<_> = rounds.iter().map(|round| texts(&round["varied"])).collect();
+    assert_eq!(varied[..2], [vec!["hostname"], vec!["runner"]]);
+
+    // What isn't asked for isn't varied, and takes nothing from what was found about the runner.
+    let run = place.srp(&["audit", "t.x", "--json"]).succeeded();
+    let audit = &audits(&run)["same"];
+    assert_eq!(audit["remembered"], false);
+    let named = |audit: &Value| {
+        let dimensions = audit["dimensions"].as_array().unwrap();
+        dimensions.iter().any(|it| it["dimension"] == "runner")
+    };
+    assert!(!named(audit), "{audit:#}");
+    let run = place.srp(&["audit", "t.x", "--vary", "runner,umask", "--json"]).succeeded();
+    let audit = &audits(&run)["same"];
+    assert_eq!(audit["remembered"], true, "{audit:#}");
+    assert!(named(audit), "{audit:#}");
+    assert_eq!(audit["rounds"].as_array().unwrap().len(), 2);
+    // What varied one dimension at a time has not varied them together.
+    place.srp(&["audit", "t.x.kernel", "--vary", "user"]).succeeded();
+    let run = place.srp(&["audit", "t.x.kernel", "--vary", "umask", "--json"]).succeeded();
+    assert_eq!(audits(&run)["kernel"]["rounds"].as_array().unwrap().len(), 1);
+    let both = ["audit", "t.x.kernel", "--vary", "user,umask", "--json"];
+    assert_eq!(audits(&place.srp(&both).succeeded())["kernel"]["remembered"], false);
+}
+
+#[test]
+fn without_an_emulator_the_runner_is_not_applicable() {
+    let place = Place::new("return {}");
+    define_runner(&place, false);
+    place.realise("t.x");
+    let run = place.srp(&["audit", "t.x", "--vary", "runner"]).succeeded();
+    let reason = format!("the definitions have no runner for {}", std::env::consts::ARCH);
+    assert!(run.stdout.contains(&format!("not applicable: runner, because {reason}")), "{run}");
+    assert!(run.stdout.contains("0 dimensions"), "{run}");
 }
 
 #[test]

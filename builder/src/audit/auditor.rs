@@ -10,11 +10,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use srp_store::ingest::{self, Rules};
-use srp_store::{Action, Build, Claim, ObjectName, Role, StaticHash, StoreError};
+use srp_store::{
+    Action, Build, Claim, InputKey, ObjectId, ObjectName, Role, Scratch, StaticHash, Store,
+    StoreError,
+};
 
 use super::cause::{self, Seen};
 use super::compare::{self, Point, Sign};
-use super::dimension::{Dimension, Surroundings, Variation};
+use super::dimension::{Dimension, Emulator, Surroundings, Variation};
 use super::remembered;
 use super::report::{Audit, Difference, RoundReport, Status, Tried};
 use super::round::{self, Rebuilt};
@@ -24,8 +27,8 @@ use crate::cancel::CancelToken;
 use crate::event::{Activity, Event, Observer};
 use crate::plan::adopted;
 use crate::realise::Builder;
-use crate::request::{FailureCause, Request};
-use crate::sandbox::SandboxError;
+use crate::request::{FailureCause, Request, RunnerSpec};
+use crate::sandbox::{BinfmtHandler, SandboxError, copy_apart};
 use crate::work::Work;
 
 /// How derivations are audited.
@@ -118,15 +121,36 @@ impl Builder<'_> {
         if !self.store.contains_closure(&inputs).map_err(store)? {
             return unknown("not all that it was built from is in the store");
         }
+        let object_of = |key: &InputKey| -> Result<Option<ObjectId>, StoreError> {
+            let claim = adopted(self.store, &key.derivation)?;
+            Ok(claim.and_then(|claim| claim.outputs.get(&key.output).copied()))
+        };
         let runner = match self.runner(request, derivation) {
             None => None,
-            Some(spec) => {
-                let claim = adopted(self.store, &spec.key.derivation).map_err(store)?;
-                match claim.and_then(|claim| claim.outputs.get(&spec.key.output).copied()) {
-                    Some(object) => Some((spec, object)),
-                    None => return unknown("the emulator that it needs is not in the store"),
-                }
+            Some(spec) => match object_of(&spec.key).map_err(store)? {
+                Some(object) => Some((spec, object)),
+                None => return unknown("the emulator that it needs is not in the store"),
+            },
+        };
+        let other = match options.dimensions.contains(&Dimension::Runner) {
+            true if runner.is_some() => {
+                Err("an emulator runs it already, and nothing else here can".to_owned())
             }
+            true => match request.runners.get(build.build.arch()) {
+                Some(spec) => match object_of(&spec.key).map_err(store)? {
+                    Some(object) => Ok((spec, object)),
+                    None => {
+                        let emulator = &request.derivations[&spec.key.derivation].name;
+                        return unknown(&format!(
+                            "{emulator}, which would be its other runner, is not in the store"
+                        ));
+                    }
+                },
+                None => {
+                    Err(format!("the definitions have no runner for {}", build.build.arch()))
+                }
+            },
+            false => Err("it is not to be varied".to_owned()),
         };
         let Some(_lock) = self.store.lock(&claim.resolved).map_err(store)? else {
             return unknown("another srp builds or audits it just now");
@@ -148,7 +172,7 @@ impl Builder<'_> {
             runner,
         };
         let keep = options.keep.join(name);
-        let auditor = Auditor::new(work, build, &claim, options, keep).map_err(&failed)?;
+        let auditor = Auditor::new(work, build, &claim, options, keep, other).map_err(&failed)?;
         let audit = auditor.run().map_err(&failed)?;
         // That it can't be remembered costs nobody what was found.
         if let Err(error) = remembered::remember(self.store, &place, &claim, options, &audit) {
@@ -161,7 +185,8 @@ impl Builder<'_> {
 type Set = BTreeSet<Dimension>;
 
 /// What needs more of the kernel than any sandbox does, and is left out where that is refused.
-const MAY_BE_REFUSED: [Dimension; 2] = [Dimension::Clock, Dimension::DirectoryOrder];
+const MAY_BE_REFUSED: [Dimension; 3] =
+    [Dimension::Clock, Dimension::DirectoryOrder, Dimension::Runner];
 
 pub(super) struct Auditor<'a> {
     work: Work<'a>,
@@ -177,6 +202,10 @@ pub(super) struct Auditor<'a> {
     keep: PathBuf,
     pub(super) tried: BTreeMap<Dimension, Result<Variation, String>>,
     rounds: Vec<RoundReport>,
+    /// Where rebuilds with nothing varied differ, once that is known.
+    control: Option<BTreeSet<Point>>,
+    /// Holds the emulator's copy.
+    _scratch: Scratch,
 }
 
 impl<'a> Auditor<'a> {
@@ -186,6 +215,7 @@ impl<'a> Auditor<'a> {
         claim: &'a Claim,
         options: &'a AuditOptions,
         keep: PathBuf,
+        other: Result<(&RunnerSpec, ObjectId), String>,
     ) -> Result<Auditor<'a>, FailureCause> {
         let store = work.store;
         let mut registered = Trees::new();
@@ -205,12 +235,18 @@ impl<'a> Auditor<'a> {
         }
         let store_in_memory = nix::sys::statfs::statfs(store.root())
             .is_ok_and(|found| found.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
+        let scratch = store.scratch()?;
+        let emulator = match other {
+            Ok((spec, object)) => emulator(store, spec, &object, build.build.arch(), &scratch)?,
+            Err(reason) => Err(reason),
+        };
         let around = Surroundings {
             processors: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: work.options.memory_bytes.unwrap_or(0) / 4,
             // Objects, programs with debug information, and a copy of the sources.
             build_bytes: 6 * sources_bytes + 3 * size_bytes,
             store_in_memory,
+            emulator,
         };
         let roots = work.roots()?;
         // What an earlier audit kept is no longer what this one says.
@@ -228,6 +264,8 @@ impl<'a> Auditor<'a> {
             keep,
             tried,
             rounds,
+            control: None,
+            _scratch: scratch,
         })
     }
 
@@ -236,32 +274,32 @@ impl<'a> Auditor<'a> {
         let activity = Activity::Auditing;
         let began = Instant::now();
         self.work.observer.event(Event::Started { task, activity });
-        let mut differing = None;
-        let mut identical = 0;
+        let mut differences = Vec::new();
         let mut route = None;
         let options = self.options;
-        for _ in 0..options.rounds.max(1) {
-            let rebuilt = self.round(&options.dimensions)?;
-            if !rebuilt.points.is_empty() {
-                differing = Some(rebuilt);
-                break;
+        let (alone, together): (Set, Set) = options.dimensions.iter().partition(|it| it.alone());
+        let alone = alone.into_iter().map(|it| Set::from([it]));
+        for dimensions in [together].into_iter().filter(|it| !it.is_empty()).chain(alone) {
+            for round in 0..options.rounds.max(1) {
+                let rebuilt = self.round(&dimensions)?;
+                if !rebuilt.points.is_empty() {
+                    differences.extend(self.explain(rebuilt, round > 0)?);
+                    break;
+                }
+                route = route.or(rebuilt.route);
             }
-            route = rebuilt.route;
-            identical += 1;
         }
         let mut costs = None;
         if options.costs {
             let (measured, differs) = self.costs()?;
             costs = Some(measured);
-            if differing.is_none() {
+            if differences.is_empty()
+                && let Some(rebuilt) = differs
+            {
                 // That one of them differs alone says nothing of how often it does.
-                (differing, identical) = (differs, 0);
+                differences = self.explain(rebuilt, false)?;
             }
         }
-        let differences = match differing {
-            None => Vec::new(),
-            Some(rebuilt) => self.explain(rebuilt, identical > 0)?,
-        };
         let status = if differences.is_empty() { Status::Identical } else { Status::Differs };
         let route = route.filter(|_| status == Status::Identical);
         let (hash, claim) = (self.work.hash, self.claim);
@@ -325,13 +363,20 @@ impl<'a> Auditor<'a> {
         combined: Rebuilt,
         sometimes: bool,
     ) -> Result<Vec<Difference>, FailureCause> {
-        let control = self.round(&Set::new())?;
-        let target: BTreeSet<Point> =
-            combined.points.difference(&control.points).cloned().collect();
         let mut differences = Vec::new();
-        if !control.points.is_empty() {
-            differences.push(self.unsteady(control)?);
-        }
+        let control = match self.control.take() {
+            Some(points) => points,
+            None => {
+                let control = self.round(&Set::new())?;
+                let points = control.points.clone();
+                if !points.is_empty() {
+                    differences.push(self.unsteady(control)?);
+                }
+                points
+            }
+        };
+        let target: BTreeSet<Point> = combined.points.difference(&control).cloned().collect();
+        self.control = Some(control);
         if !target.is_empty() {
             let effective: Set = combined.report.varied.iter().copied().collect();
             self.narrow(&effective, combined, &target, sometimes, &mut differences)?;
@@ -482,6 +527,28 @@ impl<'a> Auditor<'a> {
         }
         Ok(kept)
     }
+}
+
+/// An emulator of this machine's own architecture, made ready in a scratch directory.
+fn emulator(
+    store: &Store,
+    spec: &RunnerSpec,
+    object: &ObjectId,
+    arch: &str,
+    scratch: &Scratch,
+) -> Result<Result<Emulator, String>, FailureCause> {
+    let object = store.info(object)?.object;
+    let copy = scratch.path().join("emulator");
+    copy_apart(&spec.program_in(&store.tree_path(&object.tree)), &copy).map_err(|source| {
+        FailureCause::Io { action: format!("copy {} of {}", spec.program, object.name), source }
+    })?;
+    let handler = BinfmtHandler::for_arch(arch, copy);
+    let handler = handler.ok_or_else(|| format!("how programs for {arch} are told is not known"));
+    Ok(handler.map(|handler| Emulator {
+        handler,
+        environment: spec.environment().collect(),
+        name: object.path_name().to_string(),
+    }))
 }
 
 /// What it is a sign of that a dimension's text is in an output.

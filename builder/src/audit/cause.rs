@@ -164,6 +164,13 @@ pub const CAUSES: &[Pattern] = &[
         "configure for a fixed processor: no -march=native, no detection when it is built",
     ),
     pattern(
+        "runner",
+        &[],
+        &[Dimension::Runner],
+        "what the processor or the kernel says of itself (cpuid, getauxval, uname) is in the output or decides what is built, or a number is computed otherwise",
+        "configure for a fixed processor and kernel: no -march=native, no detection when it is built",
+    ),
+    pattern(
         "terminal",
         &[],
         &[Dimension::Terminal],

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::build::{BUILD_PATH, environment_of_every_build};
 use crate::sandbox::cpuinfo;
-use crate::sandbox::{Observation, SandboxPlan, SkeletonEntry, Stdio};
+use crate::sandbox::{BinfmtHandler, Observation, SandboxPlan, SkeletonEntry, Stdio};
 
 /// A circumstance of a build that must not matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,10 +48,12 @@ pub enum Dimension {
     DirectoryOrder,
     /// The file system of the build directory and `/tmp`.
     FileSystem,
+    /// What runs the build's programs: this machine's processor, or an emulator of it.
+    Runner,
 }
 
 /// What there is to vary with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Surroundings {
     /// How many processors srp may use.
     pub(crate) processors: usize,
@@ -61,6 +63,19 @@ pub(crate) struct Surroundings {
     pub(crate) build_bytes: u64,
     /// Whether the store is in memory.
     pub(crate) store_in_memory: bool,
+    /// An emulator of this machine's own architecture; or why the runner can't be another.
+    pub(crate) emulator: Result<Emulator, String>,
+}
+
+/// An emulator, ready to run programs of the machine's own architecture.
+#[derive(Clone, Debug)]
+pub(crate) struct Emulator {
+    /// Which programs it runs.
+    pub(crate) handler: BinfmtHandler,
+    /// What it is told.
+    pub(crate) environment: Vec<(String, String)>,
+    /// Its name, as a record names a runner.
+    pub(crate) name: String,
 }
 
 /// What a dimension changed, in words: what every build has, and what this one had.
@@ -105,6 +120,7 @@ impl Dimension {
         Dimension::CpuModel,
         Dimension::DirectoryOrder,
         Dimension::FileSystem,
+        Dimension::Runner,
     ];
 
     /// The name on the command line and in JSON.
@@ -126,7 +142,19 @@ impl Dimension {
             Dimension::CpuModel => "cpu-model",
             Dimension::DirectoryOrder => "directory-order",
             Dimension::FileSystem => "file-system",
+            Dimension::Runner => "runner",
         }
+    }
+
+    /// Whether it is varied if nobody says what is to be: emulated builds take many times as long.
+    #[must_use]
+    pub fn by_default(self) -> bool {
+        self != Dimension::Runner
+    }
+
+    /// Whether it is varied alone only: an emulator would hide from programs what others vary.
+    pub(crate) fn alone(self) -> bool {
+        self == Dimension::Runner
     }
 
     /// Changes a plan, or says why that can't be done or would show nothing.
@@ -161,6 +189,11 @@ impl Dimension {
                 if plan.env.get("HOME").is_some_and(|home| home == BUILD_PATH) {
                     plan.env.insert("HOME".to_owned(), ELSEWHERE.to_owned());
                 }
+                // Every build is promised that path: a recipe that names it means the directory.
+                plan.skeleton.push(SkeletonEntry::Symlink {
+                    path: BUILD_PATH.to_owned(),
+                    target: ELSEWHERE.to_owned(),
+                });
                 changed(BUILD_PATH, ELSEWHERE)
             }
             Dimension::User => {
@@ -215,6 +248,12 @@ impl Dimension {
                 changed("the file system's", "reversed")
             }
             Dimension::FileSystem => file_system(plan, around),
+            Dimension::Runner => {
+                let emulator = around.emulator.as_ref().map_err(Clone::clone)?;
+                plan.binfmt.push(emulator.handler.clone());
+                plan.env.extend(emulator.environment.iter().cloned());
+                changed("native", &emulator.name)
+            }
         }
     }
 
@@ -279,6 +318,11 @@ impl Dimension {
                 let differs = seen.file_system != usual.file_system;
                 check(&"the same file system", seen.file_system == TMPFS, differs)
             }
+            Dimension::Runner => check(
+                &"this machine's processor",
+                seen.emulated,
+                seen.emulated != usual.emulated,
+            ),
             Dimension::Locale | Dimension::TimeZone | Dimension::Environment => Ok(()),
         }
     }

@@ -15,7 +15,7 @@ use srp_store::{Claim, ObjectId, OutputName, ResolvedHash, Route, Store};
 
 use super::auditor::AuditOptions;
 use super::dimension::Dimension;
-use super::report::{Audit, Status};
+use super::report::{Audit, Status, Tried};
 use super::witness::Witness;
 use crate::request::FailureCause;
 
@@ -37,15 +37,43 @@ struct Remembered {
     route: Option<Route>,
 }
 
+impl Remembered {
+    /// Takes over what an earlier audit found about other dimensions, if both found it identical,
+    /// and one of them has varied together whatever the other has.
+    fn join(&mut self, earlier: Remembered) {
+        let both = [&self.audit.status, &earlier.audit.status];
+        if both != [&Status::Identical; 2] || earlier.dimensions.is_subset(&self.dimensions) {
+            return;
+        }
+        let together = |dimensions: &BTreeSet<Dimension>| -> BTreeSet<Dimension> {
+            dimensions.iter().copied().filter(|it| !it.alone()).collect()
+        };
+        let (now, before) = (together(&self.dimensions), together(&earlier.dimensions));
+        if !now.is_subset(&before) && !before.is_subset(&now) {
+            return;
+        }
+        self.dimensions.extend(earlier.dimensions);
+        self.rounds = self.rounds.min(earlier.rounds);
+        self.route = earlier.route.or(self.route.take());
+        let audit = &mut self.audit;
+        audit.audited_at = audit.audited_at.min(earlier.audit.audited_at);
+        let mut dimensions = earlier.audit.dimensions;
+        let tried = |it: &Tried| audit.dimensions.iter().any(|now| now.dimension == it.dimension);
+        dimensions.retain(|it| !tried(it));
+        dimensions.append(&mut audit.dimensions);
+        dimensions.sort_by_key(|it| it.dimension);
+        audit.dimensions = dimensions;
+        audit.rounds.splice(0..0, earlier.audit.rounds);
+        audit.costs = audit.costs.take().or(earlier.audit.costs);
+    }
+}
+
 /// What an earlier audit of the same claim found, if it was at least as thorough as is asked for.
 pub(super) fn recall(path: &Path, claim: &Claim, options: &AuditOptions) -> Option<Audit> {
-    let bytes = fs::read(path).ok()?;
-    let found: Remembered = serde_json::from_slice(&bytes).ok()?;
-    let same = found.format == FORMAT
-        && found.resolved == claim.resolved
-        && found.outputs == claim.outputs
+    let found = read(path, claim)?;
+    let same =
         // What differs may do so because of what isn't to be varied now.
-        && (found.dimensions == options.dimensions
+        (found.dimensions == options.dimensions
             || found.audit.status == Status::Identical
                 && found.dimensions.is_superset(&options.dimensions))
         && found.rounds >= options.rounds
@@ -59,6 +87,16 @@ pub(super) fn recall(path: &Path, claim: &Claim, options: &AuditOptions) -> Opti
         let witness = found.route.map(|route| Witness::new(hash, claim.clone(), route));
         Audit { remembered: true, claim: Some(claim.clone()), witness, ..found.audit }
     })
+}
+
+/// What is remembered of the same claim.
+fn read(path: &Path, claim: &Claim) -> Option<Remembered> {
+    let bytes = fs::read(path).ok()?;
+    let found: Remembered = serde_json::from_slice(&bytes).ok()?;
+    let same = found.format == FORMAT
+        && found.resolved == claim.resolved
+        && found.outputs == claim.outputs;
+    same.then_some(found)
 }
 
 /// Keeps what an audit found, unless that may have been this machine's fault: a rebuild that fails
@@ -84,7 +122,7 @@ pub(super) fn remember(
             _ => Ok(()),
         };
     }
-    let remembered = Remembered {
+    let mut remembered = Remembered {
         format: FORMAT,
         resolved: claim.resolved,
         outputs: claim.outputs.clone(),
@@ -93,6 +131,11 @@ pub(super) fn remember(
         audit: audit.clone(),
         route: audit.witness.as_ref().map(|witness| witness.route().clone()),
     };
+    if !options.again
+        && let Some(earlier) = read(path, claim)
+    {
+        remembered.join(earlier);
+    }
     // A scratch directory is swept if this process is killed.
     let scratch = store.scratch()?;
     let write = || -> io::Result<()> {

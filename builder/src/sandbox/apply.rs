@@ -41,6 +41,8 @@ pub(super) struct Setup<'a> {
     /// The same without what MaskProc puts on it; attached nowhere.
     pub(super) bare_proc: Option<OwnedFd>,
     pub(super) binfmt: Option<OwnedFd>,
+    /// The registered emulators: device and inode.
+    pub(super) emulators: Vec<(u64, u64)>,
 }
 
 /// What a finished sandbox leaves to its init.
@@ -51,6 +53,8 @@ pub(super) struct Prepared {
     /// The sandbox's instance of binfmt_misc lives as long as this is open. `None`: the kernel has
     /// none for a user namespace, and the host's has nothing that would run.
     pub(super) binfmt: Option<OwnedFd>,
+    /// The registered emulators: device and inode.
+    pub(super) emulators: Vec<(u64, u64)>,
 }
 
 /// Directories and files of the staging file system.
@@ -104,6 +108,7 @@ impl<'a> Setup<'a> {
             proc: None,
             bare_proc: None,
             binfmt: None,
+            emulators: Vec::new(),
         }
     }
 
@@ -117,6 +122,7 @@ impl<'a> Setup<'a> {
             proc: self.proc.ok_or_else(incomplete)?,
             staging: self.staging.ok_or_else(incomplete)?,
             binfmt: self.binfmt,
+            emulators: self.emulators,
         })
     }
 

@@ -4,7 +4,10 @@
 //! is written to belongs to the sandbox's user namespace and is made by `apply`. Choosing an
 //! emulator, its CPU model and its `uname` is the caller's.
 
-use std::path::PathBuf;
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +25,22 @@ pub struct BinfmtHandler {
     pub mask: Vec<u8>,
     /// A statically linked emulator on the host, usually in a store object.
     pub emulator: PathBuf,
+}
+
+/// The last of a program's identifying bytes, which pad: neither the kernel nor an emulator looks
+/// at it, but a handler does.
+const LAST_OF_PADDING: u64 = 15;
+
+/// Copies an emulator to where nothing is, so that a handler for this machine's own architecture
+/// takes all programs but this one: the emulator is such a program itself, and would be run by
+/// itself without end.
+///
+/// # Errors
+/// It can't be read, or the copy can't be written.
+pub(crate) fn copy_apart(emulator: &Path, to: &Path) -> io::Result<()> {
+    io::copy(&mut File::open(emulator)?, &mut File::create_new(to)?)?;
+    File::options().write(true).open(to)?.write_all_at(&[1], LAST_OF_PADDING)?;
+    fs::set_permissions(to, Permissions::from_mode(0o555))
 }
 
 /// ELF class and machine number of an architecture whose programs can be emulated.
@@ -116,6 +135,26 @@ mod tests {
             }
         }
         assert_eq!(BinfmtHandler::for_arch("vax", "/q"), None);
+    }
+
+    #[test]
+    fn a_copy_apart_is_the_one_program_that_is_not_matched() {
+        let place = tempfile::tempdir().expect("a directory");
+        let (emulator, copy) = (place.path().join("emulator"), place.path().join("copy"));
+        let mut program = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 3];
+        program.extend([0; 8]);
+        program.extend([3, 0, 62, 0]);
+        fs::write(&emulator, &program).expect("it can be written");
+        copy_apart(&emulator, &copy).expect("it can be copied");
+        let handler = BinfmtHandler::for_arch("x86_64", &copy).expect("known");
+        let matches = |path: &Path| {
+            let bytes = fs::read(path).expect("it is there");
+            (0..20).all(|at| bytes[at] & handler.mask[at] == handler.magic[at] & handler.mask[at])
+        };
+        assert_eq!((matches(&emulator), matches(&copy)), (true, false));
+        let mode = fs::metadata(&copy).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o555);
+        assert!(copy_apart(&emulator, &copy).is_err(), "nothing is written over");
     }
 
     #[test]

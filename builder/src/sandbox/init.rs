@@ -18,7 +18,7 @@ use nix::sys::personality::{self, Persona};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Pid, chdir, execve, getpid, setsid};
+use nix::unistd::{Pid, chdir, execve, getpid, pipe2, setsid};
 
 use super::answers::{self, Answers};
 use super::apply::Setup;
@@ -76,6 +76,7 @@ fn prepare_and_start(
         .map_err(|e| starting("report to srp", e))?;
     // Held until the end: closing it would drop the registered handlers.
     let _binfmt = prepared.binfmt;
+    let emulators = prepared.emulators;
     drop((prepared.proc, prepared.staging));
     let mut ended = SigSet::empty();
     ended.add(Signal::SIGCHLD);
@@ -83,6 +84,9 @@ fn prepare_and_start(
         .map_err(|e| starting("watch for its end", e))?;
     let questions = plan.attributes.need_answers().then(sys::socket_pair).transpose();
     let questions = questions.map_err(|e| starting("make a socket pair", e))?;
+    // Its other end is closed when the command begins.
+    let begin = plan.observe.then(|| pipe2(OFlag::O_CLOEXEC)).transpose();
+    let begin = begin.map_err(|e| starting("make a pipe", e))?;
     let command = match sys::clone_process(0, false).map_err(|e| starting("fork", e))? {
         Cloned::Child => {
             let failure = execute(plan, stdio, report, questions.as_ref().map(|(_, it)| it));
@@ -92,6 +96,7 @@ fn prepare_and_start(
         Cloned::Parent { pid, .. } => pid,
     };
     drop(stdio);
+    let mut beginning = begin.map(|(beginning, _)| beginning);
     let answering = |e| starting("answer its system calls", e);
     let mut answers = None;
     if let Some((questions, theirs)) = questions {
@@ -118,11 +123,14 @@ fn prepare_and_start(
                 sys::exit_now(0);
             }
         }
-        let mut events = vec![
-            PollFd::new(report.as_fd(), PollFlags::POLLIN),
-            PollFd::new(ended.as_fd(), PollFlags::POLLIN),
-        ];
-        events.extend(answers.iter().map(|it| PollFd::new(it.descriptor(), PollFlags::POLLIN)));
+        // What there is none of is the report's socket once more, at whose end this ends.
+        let mut events = [
+            report.as_fd(),
+            ended.as_fd(),
+            answers.as_ref().map_or(report.as_fd(), Answers::descriptor),
+            beginning.as_ref().map_or(report.as_fd(), AsFd::as_fd),
+        ]
+        .map(|it| PollFd::new(it, PollFlags::POLLIN));
         match poll(&mut events, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => sys::exit_now(1),
@@ -131,14 +139,26 @@ fn prepare_and_start(
         if events[0].any().unwrap_or(true) {
             sys::exit_now(1);
         }
-        let asked = events.get(2).and_then(PollFd::revents).unwrap_or(PollFlags::empty());
+        let asked = events[2].revents().unwrap_or(PollFlags::empty());
+        let begun = events[3].any().unwrap_or(true);
         if asked.contains(PollFlags::POLLIN)
             && let Some(answers) = &mut answers
         {
             answers.answer().map_err(answering)?;
         }
+        if begun && beginning.take().is_some() {
+            let emulated = is_one_of(&emulators, command);
+            tell(report, &Report::Began { emulated }, &[])
+                .map_err(|e| starting("report to srp", e))?;
+        }
         let _ = ended.read_signal();
     }
+}
+
+/// Whether a process is one of these programs: devices and inodes. One that has ended is none.
+fn is_one_of(programs: &[(u64, u64)], process: Pid) -> bool {
+    let found = nix::sys::stat::stat(format!("/proc/{process}/exe").as_str());
+    found.is_ok_and(|found| programs.contains(&(found.st_dev, found.st_ino)))
 }
 
 /// How many processes the sandbox has beside this one.
@@ -255,6 +275,7 @@ fn observe(root: &[CString]) -> Result<Observation, Errno> {
         cpu_model: cpuinfo::model(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
         reversed_directories: list_root()? != root,
         seconds: sys::real_time()?.0,
+        emulated: false,
     })
 }
 

@@ -40,6 +40,7 @@ mod wire;
 mod zygote;
 
 pub use binfmt::BinfmtHandler;
+pub(crate) use binfmt::copy_apart;
 pub(crate) use cgroup::out_of_memory_kills;
 pub use error::SandboxError;
 pub use features::{Feature, features};

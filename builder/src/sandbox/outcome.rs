@@ -54,6 +54,8 @@ pub struct Observation {
     pub reversed_directories: bool,
     /// The time of day, in seconds since 1970.
     pub seconds: i64,
+    /// Whether an emulator runs the command: seen from outside, when it had begun.
+    pub emulated: bool,
 }
 
 /// How a command ended.

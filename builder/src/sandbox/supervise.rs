@@ -263,6 +263,11 @@ impl<'a> State<'a> {
                 return Ok(true);
             }
             Report::Observed(observation) => self.observation = Some(*observation),
+            Report::Began { emulated } => {
+                if let Some(observation) = &mut self.observation {
+                    observation.emulated = emulated;
+                }
+            }
             Report::Probed(_) => {}
         }
         Ok(false)

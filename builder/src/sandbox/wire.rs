@@ -45,6 +45,8 @@ pub(super) enum Report {
     Failed(Failure),
     /// Init's child: what it saw before it became the command.
     Observed(Box<Observation>),
+    /// Init: the command has begun, in an emulator or not.
+    Began { emulated: bool },
     /// Init's child: the command could not be executed.
     NotExecuted(Failure),
     /// Init: the command ended, with this wait status; if it failed, with so many other processes
