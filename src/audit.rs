@@ -155,35 +155,42 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     let audits = audit_all(&request, &wanted, arguments.jobs.into(), &audit);
     progress.finish();
     let mut audits = audits?;
-    // As with pages: what can't be added costs nobody the report.
-    let added = match arguments.diffoscope {
-        true => diffoscope::add(&store, &mut audits),
-        false => Ok(()),
-    };
-    let pages = place.map(|place| audit_pages::write(&place, &audits, &command()));
+    // What can't be added to the report, or left for others, costs nobody the report.
+    let mut errors = Vec::new();
+    if arguments.diffoscope {
+        errors.extend(diffoscope::add(&store, &mut audits).err());
+    }
+    let mut first_page = None;
+    match place.map(|place| audit_pages::write(&place, &audits, &command())).transpose() {
+        Ok(page) => first_page = page,
+        Err(error) => errors.push(error),
+    }
     if arguments.json {
         let signer = evidence.signer();
         terminal::answer_json(&json!({ "format": 1, "audits": audits, "signed_by": signer }))?;
     } else {
         terminal::answer(&audit_text::report(&audits))?;
-        if let Some(signer) = evidence.signer() {
+        let signed = audits.iter().any(|audit| audit.witness.is_some());
+        if let Some(signer) = evidence.signer().filter(|_| signed) {
             let what = "that this machine has built what is identical is signed";
             terminal::say(&format!("{what} by {signer}: srp cache push publishes it"));
         }
     }
-    // That pages can't be written costs nobody the report.
-    if let Some(first) = pages.transpose()? {
+    if let Some(first) = first_page {
         let line = format!("pages: {}", first.display());
         match arguments.json {
             true => terminal::say(&line),
             false => terminal::answer(&format!("{line}\n"))?,
         }
     }
-    added?;
-    match not_left.into_inner().expect("no holder panics") {
-        Some(error) => Err(error),
-        None => verdict(&audits),
+    errors.extend(not_left.into_inner().expect("no holder panics"));
+    // The last, whose exit code counts: that something differs is the worst that there is to say.
+    errors.extend(verdict(&audits).err());
+    let Some(last) = errors.pop() else { return Ok(()) };
+    for error in errors {
+        error.print(context.style);
     }
+    Err(last)
 }
 
 /// The command as it was given.

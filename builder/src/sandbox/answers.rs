@@ -66,12 +66,9 @@ fn questions(attributes: &Attributes) -> Vec<Instruction> {
 impl Answers {
     pub(super) fn new(plan: &SandboxPlan, listener: OwnedFd) -> Result<Answers, Errno> {
         let clock = plan.attributes.clock_ahead_seconds.map(|ahead| Clock::new(i64::from(ahead)));
-        // Of processes and their descriptors, the order says something. And what lies in memory
-        // because that is varied, too, has another order already: reversing might bring back the
-        // usual one.
-        let mut as_usual = vec!["/proc"];
-        as_usual.extend(plan.memory.iter().map(String::as_str));
-        let order = plan.attributes.reversed_directories.then(|| Order::new(as_usual.into_iter()));
+        let reversed = plan.attributes.reversed_directories;
+        // Of processes and their descriptors, the order says something.
+        let order = reversed.then(|| Order::new(&["/proc"], &plan.memory));
         Ok(Answers { listener, clock, order: order.transpose()? })
     }
 

@@ -5,7 +5,9 @@
 //! same. So the system calls that list a directory become notifications to init (`answers`). It
 //! takes the caller's open directory, reads all of it, and hands it out from its end; `.` and `..`
 //! stay where they are, because every file system has them first. The reverse differs from the
-//! usual order in every pair of names, so also for what only looks at the first one.
+//! usual order in every pair of names, so also for what only looks at the first one. In memory,
+//! where kernels list sometimes the newest and sometimes the oldest first, it is always the newest:
+//! the reverse could be just what a disk has that lists in the order of making.
 //!
 //! How far a listing has got is kept where the kernel keeps it, in the position of the open
 //! directory: a number says how many entries are left. So processes that share it share that, too,
@@ -18,6 +20,7 @@
 //! Whatever can't be taken, isn't a directory, or doesn't bear such positions, is left to the
 //! kernel, which answers it as it always does.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -49,6 +52,8 @@ const BUFFER_BYTES: usize = 256 << 10;
 pub(super) struct Order {
     /// File systems whose directories are listed as usual.
     left_alone: Vec<libc::dev_t>,
+    /// File systems in memory, whose inodes are numbered as they are made.
+    in_memory: Vec<libc::dev_t>,
     /// Those used last at the end.
     listings: VecDeque<Listing>,
     last_number: u16,
@@ -114,11 +119,13 @@ fn descriptor_of_first_thread(pid: Pid, number: i32) -> Option<OwnedFd> {
 }
 
 impl Order {
-    /// `as_usual`: directories on whose file systems the usual order is left.
-    pub(super) fn new<'a>(as_usual: impl Iterator<Item = &'a str>) -> Result<Order, Errno> {
-        let device = |path| nix::sys::stat::stat(path).map(|found| found.st_dev);
-        let left_alone = as_usual.map(device).collect::<Result<_, _>>()?;
-        Ok(Order { left_alone, ..Order::default() })
+    /// `as_usual`: directories on whose file systems the usual order is left; `in_memory`: those of
+    /// which the newest comes first.
+    pub(super) fn new(as_usual: &[&str], in_memory: &[String]) -> Result<Order, Errno> {
+        let device = |path: &str| nix::sys::stat::stat(path).map(|found| found.st_dev);
+        let left_alone = as_usual.iter().map(|path| device(path)).collect::<Result<_, _>>()?;
+        let in_memory = in_memory.iter().map(|path| device(path)).collect::<Result<_, _>>()?;
+        Ok(Order { left_alone, in_memory, ..Order::default() })
     }
 
     /// Answers one call for an open directory, and moves its position as the kernel would: at most
@@ -188,7 +195,10 @@ impl Order {
                 name: entry.file_name().to_bytes().into(),
             });
         }
-        entries.reverse();
+        match self.in_memory.contains(&identity.0) {
+            true => entries.sort_by_key(|entry| Reverse(entry.inode)),
+            false => entries.reverse(),
+        }
         // Stable: what is first comes first, the others keep their order.
         entries.sort_by_key(|entry| match &*entry.name {
             b"." => 0,
@@ -366,6 +376,23 @@ mod tests {
     }
 
     #[test]
+    fn in_memory_the_newest_comes_first() {
+        use std::os::unix::fs::MetadataExt;
+        let (place, mut names) = directory_of(40);
+        let path = place.path().to_str().expect("text").to_owned();
+        let mut order = Order::new(&[], &[path]).expect("it is there");
+        // On a disk, which the test has, numbers are not in the order of making.
+        names.sort_by_key(|name| {
+            Reverse(fs::metadata(place.path().join(name)).expect("it is there").ino())
+        });
+        let directory = open(place.path());
+        assert_eq!(
+            next(&mut order, &directory, 1 << 15),
+            [vec![".".into(), "..".into()], names].concat()
+        );
+    }
+
+    #[test]
     fn what_is_removed_between_the_calls_makes_nothing_be_missed() {
         for forgets in [false, true] {
             let (place, mut names) = directory_of(500);
@@ -449,7 +476,7 @@ mod tests {
         fs::remove_dir(place.path().join("gone")).expect("removed");
         assert_eq!(order.turn(gone.as_fd(), LIST, 1 << 15), Ok(None));
         let path = place.path().to_str().expect("text");
-        let mut order = Order::new([path].into_iter()).expect("it is there");
+        let mut order = Order::new(&[path], &[]).expect("it is there");
         let directory = open(place.path());
         assert_eq!(order.turn(directory.as_fd(), LIST, 1 << 15), Ok(None));
         assert_eq!(lseek64(&directory, 0, Whence::SeekCur), Ok(0));
