@@ -197,6 +197,27 @@ fn two_machines_agree_until_one_of_them_is_tampered_with() {
 }
 
 #[test]
+fn a_crowd_of_strangers_is_not_listened_to() {
+    let (_builder, key, cache) = published_as("builder-1", TWO);
+    let at = cache.to_str().unwrap();
+    let user = user_of(TWO, &[], &[], "");
+    user.srp(&["key", "trust", &key]).succeeded();
+    user.realise("t.x.lower");
+    let hash = user.show("t.x.lower")["derivation"].as_str().unwrap().to_owned();
+    let directory = cache.join("realisations/static").join(hash);
+    let file = list(&directory).remove(0);
+    for number in 0..100u32 {
+        // Keys that anybody could have made, before and after the one that is trusted.
+        let key = blake3::hash(&number.to_le_bytes()).to_hex();
+        let length = file.file_name().unwrap().len();
+        fs::copy(&file, directory.join(&key[..length])).unwrap();
+    }
+    let arguments = ["audit", "t.x.lower", "--against", at];
+    let run = user.srp(&arguments).succeeded().says(&["statements of 100 unknown keys", "only 64"]);
+    assert!(run.stdout.contains("agree: lower 1\n  builder-1 says the same"), "{run}");
+}
+
+#[test]
 fn only_who_is_trusted_decides_and_a_wrong_signature_is_loud() {
     let (builder, key, cache) = published_as("builder-1", TWO);
     let at = cache.to_str().unwrap();

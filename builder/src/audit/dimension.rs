@@ -7,13 +7,14 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::build::{BUILD_PATH, environment_of_every_build};
 use crate::sandbox::cpuinfo;
-use crate::sandbox::{BinfmtHandler, Observation, SandboxPlan, SkeletonEntry, Stdio};
+use crate::sandbox::{BinfmtHandler, Observation, Processors, SandboxPlan, SkeletonEntry, Stdio};
 
 /// A circumstance of a build that must not matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -292,7 +293,8 @@ impl Dimension {
                 check(&format!("{:03o}", seen.umask), wanted, seen.umask != usual.umask)
             }
             Dimension::Processors => {
-                let wanted = Some(seen.processors) == plan.attributes.processors;
+                let kept = plan.attributes.processors.map(|it| it.count);
+                let wanted = Some(seen.processors) == kept;
                 check(&seen.processors, wanted, seen.processors != usual.processors)
             }
             Dimension::Terminal => {
@@ -387,7 +389,10 @@ fn processors(plan: &mut SandboxPlan, all: usize) -> Result<Variation, String> {
     let usual = plan.env.get("SRP_CORES").cloned().unwrap_or_default();
     let fewer = all / 2;
     let jobs = if usual == fewer.to_string() { all } else { fewer }.to_string();
-    plan.attributes.processors = Some(fewer);
+    // Not the same for all: what is rebuilt at the same time would share a few and leave the others.
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let sandboxes_before = NEXT.fetch_add(1, Ordering::Relaxed) % all;
+    plan.attributes.processors = Some(Processors { count: fewer, after: sandboxes_before * fewer });
     if let Some(flags) = plan.env.get_mut("MAKEFLAGS") {
         *flags = flags.replacen(&format!("-j{usual}"), &format!("-j{jobs}"), 1);
     }

@@ -191,7 +191,10 @@ impl HttpRemote {
             for Entry { name, kind, mtime, size } in self.index(&format!("{directory}/"))? {
                 let Some(path) = CachePath::parse(&format!("{directory}/{name}")) else { continue };
                 let modified = httpdate::parse_http_date(&mtime).ok();
+                // A server that names directories in directories without end is asked no further.
+                let deep = path.as_str().split('/').count() >= MOST_PARTS;
                 match (kind.as_str(), size) {
+                    ("directory", _) if deep => {}
                     ("directory", _) => pending.push(path.as_str().to_owned()),
                     ("file", Some(size_bytes)) => found.push((path, Stat { size_bytes, modified })),
                     _ => {}
@@ -254,6 +257,9 @@ impl Remote for HttpRemote {
         self.remove(path).map_err(|error| self.error("delete", path, error))
     }
 }
+
+/// No path of a cache has more parts.
+const MOST_PARTS: usize = 4;
 
 /// What a directory holds, as nginx says it with `autoindex_format json`.
 #[derive(Deserialize)]

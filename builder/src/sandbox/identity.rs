@@ -12,7 +12,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Pid, Uid, setresgid, setresuid};
 
 use super::apply::{Done, Setup, While, write_file};
-use super::plan::Attributes;
+use super::plan::{Attributes, Processors};
 
 /// The same number of open files everywhere: what every kernel grants by default.
 const OPEN_FILES: u64 = 4096;
@@ -64,8 +64,9 @@ pub(super) fn process_limits(processes: Option<u64>, attributes: &Attributes) ->
     persona.set(Persona::ADDR_NO_RANDOMIZE, !attributes.random_addresses);
     persona.set(Persona::UNAME26, attributes.old_kernel);
     personality::set(persona).during(|| "set the personality".to_owned())?;
-    if let Some(most) = attributes.processors {
-        keep_processors(most).during(|| format!("keep to {most} processors"))?;
+    if let Some(processors) = attributes.processors {
+        keep_processors(processors)
+            .during(|| format!("keep to {} processors", processors.count))?;
     }
     let unlimited = [
         Resource::RLIMIT_AS,
@@ -103,14 +104,15 @@ pub(super) fn process_limits(processes: Option<u64>, attributes: &Attributes) ->
     Ok(())
 }
 
-/// Restricts this process and its descendants to the first `most` of the processors that it has.
-fn keep_processors(most: usize) -> Result<(), Errno> {
+/// Restricts this process and its descendants to some of the processors that it has.
+fn keep_processors(Processors { count, after }: Processors) -> Result<(), Errno> {
     let this = Pid::from_raw(0);
     let all = sched_getaffinity(this)?;
     let has = |number: &usize| all.is_set(*number).unwrap_or(false);
+    let all: Vec<usize> = (0..CpuSet::count()).filter(has).collect();
     let mut kept = CpuSet::new();
-    for number in (0..CpuSet::count()).filter(has).take(most) {
-        kept.set(number)?;
+    for number in all.iter().cycle().skip(after % all.len().max(1)).take(count.min(all.len())) {
+        kept.set(*number)?;
     }
     sched_setaffinity(this, &kept)
 }

@@ -46,7 +46,9 @@ pub use error::SandboxError;
 pub use features::{Feature, features};
 pub use launcher::Launcher;
 pub use outcome::{Isolation, Limit, LimitsBy, Observation, Outcome, Status};
-pub use plan::{Attributes, Bind, Limits, PlanError, RootMode, SandboxPlan, SkeletonEntry, Stdio};
+pub use plan::{
+    Attributes, Bind, Limits, PlanError, Processors, RootMode, SandboxPlan, SkeletonEntry, Stdio,
+};
 pub use seccomp::Abi;
 pub use steps::Step;
 pub use zygote::{FIRST_SANDBOX_UID, launcher_main};

@@ -231,8 +231,8 @@ pub enum Stdio {
 pub struct Attributes {
     /// The file mode creation mask.
     pub umask: u32,
-    /// Of the processors that srp may use, the sandbox may use so many; `None`: all.
-    pub processors: Option<usize>,
+    /// Of the processors that srp may use, the sandbox may use these; `None`: all.
+    pub processors: Option<Processors>,
     /// Whether address spaces are laid out at random.
     pub random_addresses: bool,
     /// Whether `uname` calls the kernel a 2.6, as it does for programs that can't bear another.
@@ -243,6 +243,15 @@ pub struct Attributes {
     pub clock_ahead_seconds: Option<u32>,
     /// Whether directories are listed the other way round, to programs of this machine's own ABI.
     pub reversed_directories: bool,
+}
+
+/// Some of the processors that srp may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Processors {
+    /// How many.
+    pub count: usize,
+    /// How many are passed over before them; after the last comes the first.
+    pub after: usize,
 }
 
 impl Attributes {

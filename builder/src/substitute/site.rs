@@ -208,6 +208,16 @@ impl std::io::Read for CancellableBody {
     }
 }
 
+impl Cancellable {
+    fn unless_cancelled(&self, action: &'static str, path: &str) -> Result<(), CacheError> {
+        if !self.cancel.is_cancelled() {
+            return Ok(());
+        }
+        let (url, path) = (self.remote.url().to_owned(), path.to_owned());
+        Err(CacheError::Transport { action, url, path, source: cancelled() })
+    }
+}
+
 impl Remote for Cancellable {
     fn url(&self) -> &str {
         self.remote.url()
@@ -218,10 +228,7 @@ impl Remote for Cancellable {
         path: &CachePath,
         range: Option<std::ops::Range<u64>>,
     ) -> Result<Option<Body>, CacheError> {
-        if self.cancel.is_cancelled() {
-            let (url, path) = (self.url().to_owned(), path.to_string());
-            return Err(CacheError::Transport { action: "read", url, path, source: cancelled() });
-        }
+        self.unless_cancelled("read", path.as_str())?;
         let cancel = self.cancel.clone();
         let body = self.remote.get(path, range)?;
         Ok(body.map(|Body { length, reader: from }| Body {
@@ -243,6 +250,7 @@ impl Remote for Cancellable {
     }
 
     fn list(&self, directory: &str) -> Result<Vec<(CachePath, Stat)>, CacheError> {
+        self.unless_cancelled("list", directory)?;
         self.remote.list(directory)
     }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use srp_builder::CancelToken;
-use srp_builder::sandbox::{Limit, LimitsBy, SandboxPlan, Status};
+use srp_builder::sandbox::{Limit, LimitsBy, Processors, SandboxPlan, Status};
 
 use super::Test;
 use super::fixture::Fixture;
@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("cancelling_kills", cancelling_kills),
     ("cancelling_before_the_start_counts", cancelling_before_the_start_counts),
     ("peaks_are_recorded", peaks_are_recorded),
+    ("processors_are_shared_out", processors_are_shared_out),
 ];
 
 const MIB: u64 = 1 << 20;
@@ -158,4 +159,24 @@ fn peaks_are_recorded() {
     assert_eq!(outcome.status, Status::Exited(0));
     assert!(outcome.peak_memory_bytes > 190 * MIB, "{outcome:?}");
     assert!(outcome.cpu > Duration::ZERO && outcome.wall > outcome.cpu / 8);
+}
+
+fn processors_are_shared_out() {
+    let fixture = Fixture::new();
+    let allowed = |count, after| {
+        let mut plan = fixture.plan("grep Cpus_allowed_list /proc/self/status; nproc");
+        plan.attributes.processors = Some(Processors { count, after });
+        let (outcome, log) = fixture.run(&plan).unwrap();
+        assert_eq!(outcome.status, Status::Exited(0), "{log}");
+        let (list, number) = log.trim_end().rsplit_once('\n').unwrap();
+        assert_eq!(number, count.to_string());
+        list.to_owned()
+    };
+    let all = std::thread::available_parallelism().unwrap().get();
+    let lists: Vec<String> = (0..all).map(|after| allowed(1, after)).collect();
+    for (number, list) in lists.iter().enumerate() {
+        assert!(!lists[..number].contains(list), "{lists:?}");
+    }
+    assert_eq!(allowed(1, all), lists[0], "after the last comes the first");
+    allowed(all, all - 1);
 }

@@ -1,6 +1,6 @@
 //! Hearing: asking caches what is said of derivations, and comparing it with what is here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use srp_store::cache::{
@@ -8,13 +8,15 @@ use srp_store::cache::{
 };
 use srp_store::{Claim, Derivation, ObjectId, StaticHash, Store, StoreError};
 
-use super::{Comparison, Identity, OtherInput, Outcome, Says, Stated, Voice, outcome};
+use super::{By, Comparison, Identity, OtherInput, Outcome, Says, Stated, Voice, outcome};
 use crate::cancel::CancelToken;
 use crate::plan::adopted;
 use crate::substitute::{Site, Upstream};
 
 /// So many derivations are asked about at once. How many requests that is, each cache limits.
 const QUESTIONS: usize = 8;
+/// So many signers whom nobody here knows are listened to about one derivation: anybody can make keys.
+const STRANGERS: usize = 64;
 /// So far the inputs of inputs are followed: no statements form a longer chain by accident.
 const DEEPEST: usize = 1000;
 
@@ -24,6 +26,8 @@ pub struct Hearing<'a> {
     pub(super) sites: Vec<Site>,
     /// Of each site: whether it can't say whose statements there are.
     unlisted: Vec<AtomicBool>,
+    /// Of each site: whether it was told that it has more strangers than are listened to.
+    crowded: Vec<AtomicBool>,
     policy: Policy,
     cancel: CancelToken,
 }
@@ -45,8 +49,9 @@ impl<'a> Hearing<'a> {
     ) -> Hearing<'a> {
         let sites: Vec<Site> =
             caches.into_iter().map(|cache| Site::new(cache, cancel.clone())).collect();
-        let unlisted = sites.iter().map(|_| AtomicBool::new(false)).collect();
-        Hearing { store, sites, unlisted, policy, cancel: cancel.clone() }
+        let not_yet = || sites.iter().map(|_| AtomicBool::new(false)).collect();
+        let (unlisted, crowded) = (not_yet(), not_yet());
+        Hearing { store, sites, unlisted, crowded, policy, cancel: cancel.clone() }
     }
 
     /// Compares derivations with what is said of them. `derivations` has them, and for names those
@@ -129,8 +134,15 @@ impl<'a> Hearing<'a> {
     fn ask(&self, number: usize, asked: Asked) -> Result<Vec<Heard>, StoreError> {
         let site = &self.sites[number];
         let statements = site.ask(|cache| {
-            let signers = self.signers(number, cache, asked)?;
-            cache.statements(asked, &signers).map(Some)
+            let (signers, not_listed) = self.signers(number, cache, asked);
+            let statements = cache.statements(asked, &signers)?;
+            // Of a cache that is down altogether that is said.
+            if let Some(error) = not_listed
+                && !self.unlisted[number].swap(true, Ordering::Relaxed)
+            {
+                self.say_unlisted(number, &error);
+            }
+            Ok(Some(statements))
         })?;
         let mut heard = Vec::new();
         for statement in statements.unwrap_or_default() {
@@ -158,28 +170,51 @@ impl<'a> Hearing<'a> {
         Ok(heard)
     }
 
-    /// Whose statements are asked for: everybody's where a cache can say who that is, else those
-    /// of all whose keys are known, and what nobody signed.
+    /// Whose statements are asked for: those of all whose keys are known, what nobody signed, and,
+    /// where a cache can say who there is, some strangers'. Also why it couldn't, when it was asked.
     fn signers(
         &self,
         number: usize,
         cache: &Cache,
         asked: Asked,
-    ) -> Result<Vec<Signer>, CacheError> {
-        if !self.unlisted[number].load(Ordering::Relaxed) {
-            match cache.signers(asked) {
-                Ok(signers) => return Ok(signers),
-                Err(error) => {
-                    tracing::debug!(%error, "only known keys are asked for");
-                    self.unlisted[number].store(true, Ordering::Relaxed);
-                }
+    ) -> (Vec<Signer>, Option<CacheError>) {
+        let known = self.policy.trusted.keys().chain(&self.policy.revoked).copied();
+        let known: BTreeSet<Signer> = known.map(Some).chain([None]).collect();
+        if self.unlisted[number].load(Ordering::Relaxed) {
+            return (known.into_iter().collect(), None);
+        }
+        let listed = match cache.signers(asked) {
+            Ok(listed) => listed,
+            Err(error) => return (known.into_iter().collect(), Some(error)),
+        };
+        let (mut signers, mut strangers): (Vec<Signer>, Vec<Signer>) =
+            listed.into_iter().partition(|signer| known.contains(signer));
+        if strangers.len() > STRANGERS && !self.crowded[number].swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "the cache {} has statements of {} unknown keys on one derivation: of such only {STRANGERS} are asked for",
+                self.sites[number].url(),
+                strangers.len()
+            );
+        }
+        strangers.truncate(STRANGERS);
+        signers.append(&mut strangers);
+        signers.sort();
+        (signers, None)
+    }
+
+    /// That a server lists nothing is usual; anything else is worth a word.
+    fn say_unlisted(&self, number: usize, error: &CacheError) {
+        let url = self.sites[number].url();
+        match error {
+            CacheError::Unsupported { .. } => {
+                tracing::debug!("the cache {url} lists nothing: only known keys are asked for");
+            }
+            _ => {
+                let source = std::error::Error::source(error).map(|it| format!(": {it}"));
+                let source = source.unwrap_or_default();
+                tracing::warn!("{error}{source}; only the statements of known keys are asked for");
             }
         }
-        let known = self.policy.trusted.keys().chain(&self.policy.revoked);
-        let mut signers: Vec<Signer> = known.copied().map(Some).chain([None]).collect();
-        signers.sort();
-        signers.dedup();
-        Ok(signers)
     }
 
     fn voice(
@@ -208,13 +243,16 @@ impl<'a> Hearing<'a> {
             true => Says::Agree,
             false => Says::Disagree,
         };
+        let by = By::from(heard.standing.clone());
+        let counts = by.counts();
         let because = match says {
-            Says::Disagree if !same_build => self.because(derivations, hash, claim, heard)?,
+            // Nobody follows what doesn't count.
+            Says::Disagree if !same_build && counts => self.because(derivations, hash, claim, heard)?,
             _ => Vec::new(),
         };
         Ok(Voice {
             cache: self.sites[heard.site].url().to_owned(),
-            by: heard.standing.clone().into(),
+            by,
             says,
             builder: statement.builder.clone(),
             provenance: statement.provenance.to_string(),

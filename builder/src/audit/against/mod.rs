@@ -182,7 +182,13 @@ impl Comparison {
 impl Voice {
     /// Whether it counts.
     pub fn counts(&self) -> bool {
-        matches!(self.by.standing, TRUSTED | OUTRIGHT)
+        self.by.counts()
+    }
+}
+
+impl By {
+    fn counts(&self) -> bool {
+        matches!(self.standing, TRUSTED | OUTRIGHT)
     }
 }
 
