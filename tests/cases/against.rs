@@ -383,6 +383,38 @@ fn a_rebuild_that_was_signed_is_a_second_builder() {
 }
 
 #[test]
+fn who_composes_what_others_built_has_not_built_it() {
+    let (_builder, first, one) = published_as("builder-1", TWO);
+    let one = one.to_str().unwrap();
+    let second = user_of(TWO, &[one], &[&first], "");
+    let components = ["t.x.applets", "t.x.lower", "t.x.upper"];
+    second.srp(&[&["realise", "--no-build"], &components[..]].concat()).succeeded();
+    // The root itself it composes.
+    second.srp(&["realise", "--no-substitute", "t.x"]).succeeded();
+    let key = second.srp(&["key", "generate", "builder-2"]).succeeded().stdout;
+    let two = second.path("cache").to_str().unwrap().to_owned();
+    let publish = || second.srp(&["cache", "push", "t.x", "--to", &two]).succeeded();
+    let third = || {
+        let third = user_of(TWO, &[one, &two], &[&first, key.trim_end()], "threshold = 2");
+        third.srp(&["realise", "--no-build", "t.x"])
+    };
+    let run = publish();
+    assert!(run.stdout.contains(", 4 stated as not built here"), "{run}");
+    third().exited(3).says(&["only 1 of the 2 different builders needed: builder-1"]);
+    let audit = |attr| second.srp(&["audit", attr, "--vary", "user", "--sign"]).succeeded();
+    for (attr, left) in components[..2].iter().zip([3, 2]) {
+        audit(attr);
+        let run = publish();
+        assert!(run.stdout.contains(&format!(", {left} stated as not built here")), "{run}");
+    }
+    // Of one component alone the root is still builder-1's.
+    third().exited(3).says(&["only 1 of the 2 different builders needed: builder-1"]);
+    audit(components[2]);
+    assert!(!publish().stdout.contains("not built here"));
+    third().succeeded();
+}
+
+#[test]
 fn what_differs_is_signed_by_nobody() {
     let place = Place::new(
         r#"return {"": sh("host", "hostname > $out/usr/f"), "same": sh("same", "echo 1 > $out/usr/f")}"#,

@@ -2,15 +2,16 @@
 //!
 //! What a store has built it states itself; what it took from others it passes on in their words,
 //! with a statement of its own that says "substituted", unless it has rebuilt it since
-//! ([`super::rebuilt`]). Publishing, exporting and serving say
-//! the same.
+//! ([`super::rebuilt`]). What it composed of others' components is as much theirs. Publishing,
+//! exporting and serving say the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cache::CacheError;
 use crate::cache::key::SecretKey;
 use crate::cache::sealed::Sealed;
 use crate::cache::statement::{Provenance, StatedOutput, Statement};
+use crate::derivation::Action;
 use crate::digest::StaticHash;
 use crate::error::StoreError;
 use crate::realisation::Claim;
@@ -63,7 +64,14 @@ impl Store {
         }
         let route = self.realisation(&claim.resolved)?.map(|it| it.route).unwrap_or_default();
         let evidence = self.evidence(&claim.resolved)?;
-        let provenance = match self.is_taken(&claim.resolved)? {
+        // Who took it, and has built it since, has built it.
+        let rebuilt = match key {
+            Some(key) if self.is_taken(&claim.resolved)? => {
+                self.rebuilt(derivation, claim, &key.public())?
+            }
+            _ => None,
+        };
+        let provenance = match rebuilt.is_none() && self.is_others(derivation, claim, key)? {
             true => Provenance::Substituted,
             false => Provenance::Built,
         };
@@ -79,13 +87,6 @@ impl Store {
             sandbox: revision::SANDBOX,
             provenance,
         };
-        // Who took it, and has built it since, has built it.
-        let rebuilt = match key {
-            Some(key) if provenance == Provenance::Substituted => {
-                self.rebuilt(derivation, claim, &key.public())?
-            }
-            _ => None,
-        };
         let ours = rebuilt.unwrap_or_else(|| Sealed::new(ours, key));
         let others = evidence.into_iter().filter(|it| {
             let same = it.unverified();
@@ -96,5 +97,42 @@ impl Store {
         let mut statements: Vec<Sealed<Statement>> = others.collect();
         statements.push(ours);
         Ok(statements)
+    }
+
+    /// Whether something was taken from others, or composed of what was, and has not been rebuilt
+    /// since by the owner of this key. What is composed brings its components along: to call it
+    /// built here would count their builder twice.
+    fn is_others(
+        &self,
+        derivation: &StaticHash,
+        claim: &Claim,
+        key: Option<&SecretKey>,
+    ) -> Result<bool, StoreError> {
+        let mut seen = BTreeSet::new();
+        let mut pending = vec![(*derivation, claim.clone())];
+        while let Some((hash, claim)) = pending.pop() {
+            if self.is_taken(&claim.resolved)? {
+                let rebuilt = match key {
+                    Some(key) => self.rebuilt(&hash, &claim, &key.public())?,
+                    None => None,
+                };
+                if rebuilt.is_none() {
+                    return Ok(true);
+                }
+                continue;
+            }
+            let composed = self.derivation(&hash)?;
+            if !composed.is_some_and(|it| matches!(it.action, Action::Stage(_))) {
+                continue;
+            }
+            for input in claim.inputs.keys().map(|key| key.derivation) {
+                if seen.insert(input) {
+                    // One that nothing is known of came from somewhere.
+                    let Some(claim) = self.claim(&input)? else { return Ok(true) };
+                    pending.push((input, claim));
+                }
+            }
+        }
+        Ok(false)
     }
 }
