@@ -1,6 +1,6 @@
 //! What others say of what is here, as text for people.
 //!
-//! It may hold what others wrote: every line of that is made printable.
+//! It may hold what others wrote: every line of that is made visible.
 
 use std::fmt::Write as _;
 
@@ -10,7 +10,7 @@ use srp_store::Reference;
 
 use crate::audit_text::{self, MOST_PATHS};
 use crate::target::short;
-use crate::terminal::printable;
+use crate::visible::{field, visible};
 
 /// So many are named of those that nobody says anything of.
 const MOST_SILENT: usize = 5;
@@ -75,6 +75,9 @@ fn one(text: &mut String, comparison: &Comparison) {
     }
 }
 
+/// As long as an object's may be.
+const MOST_OF_A_NAME: usize = 180;
+
 fn voice(text: &mut String, comparison: &Comparison, voice: &Voice) {
     let key = voice.by.key.map(|key| key.to_string()).unwrap_or_default();
     let name = voice.by.name.as_deref().unwrap_or_default();
@@ -87,11 +90,14 @@ fn voice(text: &mut String, comparison: &Comparison, voice: &Voice) {
             let _ = writeln!(
                 text,
                 "  WRONG SIGNATURE by {name} ({key}), in {}",
-                printable(&voice.cache)
+                visible(&voice.cache)
             );
             return;
         }
-        _ => format!("not counted: the untrusted key {key}, of {:?},", printable(&voice.builder)),
+        _ => {
+            let builder = field(&voice.builder, MOST_OF_A_NAME);
+            format!("not counted: the untrusted key {key}, of \"{builder}\",")
+        }
     };
     let says = match (voice.says, voice.same_build) {
         (Says::Agree, true) => "says the same",
@@ -101,9 +107,9 @@ fn voice(text: &mut String, comparison: &Comparison, voice: &Voice) {
     };
     let how = match voice.runner.as_str() {
         "" | "native" => voice.provenance.clone(),
-        runner => format!("{} by {}", voice.provenance, printable(runner)),
+        runner => format!("{} by {}", voice.provenance, field(runner, MOST_OF_A_NAME)),
     };
-    let _ = writeln!(text, "  {who} {says} ({how}; {})", printable(&voice.cache));
+    let _ = writeln!(text, "  {who} {says} ({how}; {})", visible(&voice.cache));
     for stated in voice.outputs.iter().filter(|stated| !stated.agrees) {
         let here = &comparison.outputs[&stated.output];
         let _ = writeln!(text, "    {} here:  {}, tree {}", stated.output, here.object, here.tree);
@@ -118,7 +124,7 @@ fn voice(text: &mut String, comparison: &Comparison, voice: &Voice) {
         let _ = writeln!(
             text,
             "    {begin} its input {} ({}, {}) is {} here and {there} there",
-            printable(&input.name),
+            visible(&input.name),
             short(&input.derivation),
             input.output,
             input.here
@@ -137,7 +143,7 @@ fn difference(text: &mut String, difference: &Difference) {
         "  {}: how {} differs, as {} has it",
         difference.output,
         difference.there.object,
-        printable(cache)
+        visible(cache)
     );
     for change in difference.changes.iter().take(MOST_PATHS) {
         self::change(text, change);
@@ -166,7 +172,7 @@ fn change(text: &mut String, change: &Change) {
         Kind::Mode { registered_executable: true } => "executable only here".to_owned(),
         Kind::Mode { registered_executable: false } => "executable only there".to_owned(),
         Kind::Target { registered, rebuilt } => {
-            format!("links to {}, there to {}", printable(registered), printable(rebuilt))
+            format!("links to {}, there to {}", visible(registered), visible(rebuilt))
         }
         Kind::Content { registered_bytes, rebuilt_bytes } if registered_bytes == rebuilt_bytes => {
             format!("{registered_bytes} bytes")
@@ -175,11 +181,11 @@ fn change(text: &mut String, change: &Change) {
             format!("{registered_bytes} bytes, there {rebuilt_bytes}")
         }
     };
-    let _ = writeln!(text, "    {}: {what}", printable(&change.path));
+    let _ = writeln!(text, "    {}: {what}", visible(&change.path));
     for part in &change.parts {
-        let _ = writeln!(text, "      {}", printable(&part.place));
+        let _ = writeln!(text, "      {}", visible(&part.place));
         for line in &part.lines {
-            let _ = writeln!(text, "        {}", printable(line));
+            let _ = writeln!(text, "        {}", visible(line));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! An audit's report as text for people.
 //!
-//! It may hold what builds wrote: every line of that is made printable.
+//! It may hold what builds wrote: every line of that is made visible.
 
 use std::fmt::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
@@ -10,6 +10,7 @@ use srp_store::OutputName;
 
 use crate::progress;
 use crate::terminal::printable;
+use crate::visible::visible;
 
 /// So many paths of one difference are listed.
 pub(crate) const MOST_PATHS: usize = 20;
@@ -159,7 +160,7 @@ pub(crate) fn described(audit: &Audit, dimension: Dimension) -> String {
     }
 }
 
-/// Where something differs: `dev:/usr/include/h`. Not yet printable.
+/// Where something differs: `dev:/usr/include/h`. Not yet visible.
 pub(crate) fn place(change: &Change) -> String {
     match change.output == OutputName::out() {
         true => change.path.clone(),
@@ -175,7 +176,7 @@ pub(crate) fn causes(text: &mut String, causes: &[Cause]) {
     }
 }
 
-/// How it differs. Not yet printable.
+/// How it differs. Not yet visible.
 pub(crate) fn how(kind: &Kind) -> String {
     match kind {
         Kind::Added => "only in the rebuild".to_owned(),
@@ -196,17 +197,17 @@ pub(crate) fn how(kind: &Kind) -> String {
 }
 
 fn change(text: &mut String, change: &Change) {
-    let _ = writeln!(text, "    {}: {}", printable(&place(change)), printable(&how(&change.kind)));
+    let _ = writeln!(text, "    {}: {}", visible(&place(change)), visible(&how(&change.kind)));
     for part in &change.parts {
-        let _ = writeln!(text, "      {}", printable(&part.place));
+        let _ = writeln!(text, "      {}", visible(&part.place));
         for line in &part.lines {
-            let _ = writeln!(text, "        {}", printable(line));
+            let _ = writeln!(text, "        {}", visible(line));
         }
     }
 }
 
 fn indented(text: &mut String, columns: usize, lines: &str) {
     for line in lines.lines() {
-        let _ = writeln!(text, "{:columns$}{}", "", printable(line));
+        let _ = writeln!(text, "{:columns$}{}", "", visible(line));
     }
 }

@@ -5,12 +5,12 @@
 //! text. Text of builds goes through [`foreign`] or [`visible`] as well, since what is escaped can
 //! still deceive: it could end lines, or turn the direction of writing around.
 
-use std::fmt::Write as _;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use sha2::{Digest, Sha256};
+
+use crate::visible::{is_unseen, spelled, visible};
 
 const STYLE: &str = include_str!("html.css");
 
@@ -73,44 +73,6 @@ pub(crate) fn foreign(text: &str) -> Markup {
     }
 }
 
-/// Text that isn't srp's own, where there is only text: in attributes and titles.
-pub(crate) fn visible(text: &str) -> String {
-    let mut visible = String::with_capacity(text.len());
-    for char in text.chars() {
-        match is_unseen(char) {
-            true => visible += &spelled(char),
-            false => visible.push(char),
-        }
-    }
-    visible
-}
-
-/// Characters that show nothing of themselves, and change what is around them or look like nothing
-/// at all: two names that differ have to look different.
-fn is_unseen(char: char) -> bool {
-    match char {
-        '\t' => false,
-        '\u{a0}' | '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{1680}' => true,
-        '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}' | '\u{2000}'..='\u{200a}' => true,
-        '\u{202f}' | '\u{205f}' | '\u{2800}' | '\u{3000}' | '\u{3164}' | '\u{ffa0}' => true,
-        '\u{feff}' | '\u{fe00}'..='\u{fe0f}' => true,
-        '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' => true,
-        '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}' => true,
-        char => char.is_control(),
-    }
-}
-
-/// `␛` for escape, `\u{202e}` for what has no picture.
-fn spelled(char: char) -> String {
-    let mut text = String::new();
-    match u32::from(char) {
-        number @ 0..0x20 => text.extend(char::from_u32(0x2400 + number)),
-        0x7f => text.push('␡'),
-        number => drop(write!(text, "\\u{{{number:x}}}")),
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,9 +88,6 @@ mod tests {
 
     #[test]
     fn what_cannot_be_seen_is_spelled() {
-        assert_eq!(visible("a\x1b[31mb\r\n\tc\x7f\u{9b}"), "a␛[31mb␍␊\tc␡\\u{9b}");
-        assert_eq!(visible("\0cod\u{202e}exe.txt\u{200b}"), "␀cod\\u{202e}exe.txt\\u{200b}");
-        assert_eq!(visible("naïve ﷺ 文 \u{fffd}"), "naïve ﷺ 文 \u{fffd}");
         let markup = foreign("<\u{202e}>\x08").into_string();
         assert_eq!(
             markup,

@@ -14,7 +14,8 @@ use crate::context::Context;
 use crate::error::{CommandError, CommandResult, ExitCode};
 use crate::key;
 use crate::keyring::Keyring;
-use crate::terminal::{self, printable};
+use crate::terminal;
+use crate::visible::visible;
 
 /// No file with attestations is longer.
 const MAX_BYTES: u64 = 64 << 20;
@@ -123,7 +124,7 @@ fn open(
 }
 
 fn write(text: &mut String, file: &Path, statement: &Value, by: &[String]) {
-    let field = |value: &Value| printable(value.as_str().unwrap_or("?"));
+    let field = |value: &Value| visible(value.as_str().unwrap_or("?"));
     let names: Vec<&str> = by.iter().filter_map(|key| key.split(':').next()).collect();
     let _ = write!(
         text,
@@ -133,7 +134,7 @@ fn write(text: &mut String, file: &Path, statement: &Value, by: &[String]) {
         field(&statement["predicateType"])
     );
     if let Some(verdict) = statement["predicate"]["verdict"].as_str() {
-        let _ = write!(text, ": {}", printable(verdict));
+        let _ = write!(text, ": {}", visible(verdict));
     }
     text.push('\n');
     for subject in statement["subject"].as_array().into_iter().flatten() {

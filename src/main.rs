@@ -49,6 +49,7 @@ mod source;
 mod style;
 mod target;
 mod terminal;
+mod visible;
 mod why_depends;
 
 use clap::Parser;

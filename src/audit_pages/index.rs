@@ -6,7 +6,8 @@ use srp_builder::audit::{Audit, Dimension, Status};
 use super::outcome::Outcome;
 use super::{STYLE, lines, page_name, seconds, skip_link, title, unseen};
 use crate::audit_text::word;
-use crate::html::{Document, foreign, visible};
+use crate::html::{Document, foreign};
+use crate::visible::visible;
 
 const SCRIPT: &str = include_str!("index.js");
 
