@@ -1,5 +1,6 @@
 """What all benchmarks stand on: the program, time taken, and how it is said."""
 
+import json
 import os
 import pathlib
 import random
@@ -21,6 +22,11 @@ def fresh(work, name):
     """
     subprocess.run(["chattr", "+T", str(work)], **QUIET)
     return f"{work}/{name}{random.getrandbits(48):x}"
+
+
+def asked(*arguments):
+    """What srp answers in JSON."""
+    return json.loads(subprocess.run([SRP, *arguments], cwd=REPO, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def timed(*command, **options):
