@@ -87,11 +87,8 @@ fn voice(text: &mut String, comparison: &Comparison, voice: &Voice) {
         "unsigned" => "not counted: somebody who doesn't sign".to_owned(),
         "revoked" => format!("not counted: the revoked key {key}"),
         "wrong-signature" => {
-            let _ = writeln!(
-                text,
-                "  WRONG SIGNATURE by {name} ({key}), in {}",
-                visible(&voice.cache)
-            );
+            let _ =
+                writeln!(text, "  WRONG SIGNATURE by {name} ({key}), in {}", visible(&voice.cache));
             return;
         }
         _ => {

@@ -146,9 +146,7 @@ impl Builder<'_> {
                         ));
                     }
                 },
-                None => {
-                    Err(format!("the definitions have no runner for {}", build.build.arch()))
-                }
+                None => Err(format!("the definitions have no runner for {}", build.build.arch())),
             },
             false => Err("it is not to be varied".to_owned()),
         };

@@ -320,11 +320,9 @@ impl Dimension {
                 let differs = seen.file_system != usual.file_system;
                 check(&"the same file system", seen.file_system == TMPFS, differs)
             }
-            Dimension::Runner => check(
-                &"this machine's processor",
-                seen.emulated,
-                seen.emulated != usual.emulated,
-            ),
+            Dimension::Runner => {
+                check(&"this machine's processor", seen.emulated, seen.emulated != usual.emulated)
+            }
             Dimension::Locale | Dimension::TimeZone | Dimension::Environment => Ok(()),
         }
     }

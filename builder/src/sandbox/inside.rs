@@ -162,7 +162,8 @@ impl Setup<'_> {
     pub(super) fn register(&mut self, source: usize, handler: usize) -> Done {
         let handler = &self.plan.binfmt[handler];
         let emulator = self.take_source(source)?;
-        let found = fstat(&emulator).during(|| format!("examine {}", handler.emulator.display()))?;
+        let found =
+            fstat(&emulator).during(|| format!("examine {}", handler.emulator.display()))?;
         self.emulators.push((found.st_dev, found.st_ino));
         let interpreter = format!("{}/{}", staging::EMULATORS, handler.name);
         self.file(&interpreter, 0o444, b"")?;

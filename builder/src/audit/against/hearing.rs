@@ -247,7 +247,9 @@ impl<'a> Hearing<'a> {
         let counts = by.counts();
         let because = match says {
             // Nobody follows what doesn't count.
-            Says::Disagree if !same_build && counts => self.because(derivations, hash, claim, heard)?,
+            Says::Disagree if !same_build && counts => {
+                self.because(derivations, hash, claim, heard)?
+            }
             _ => Vec::new(),
         };
         Ok(Voice {
