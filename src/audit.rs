@@ -48,7 +48,7 @@ pub(crate) struct Arguments {
     /// What is varied, separated by commas [default: everything but the runner]
     ///
     /// With the runner, builds run in an emulator of this machine's own architecture. They take many
-    /// times as long; what they come to is remembered beside what an earlier audit has found.
+    /// times as long; what they come to is remembered beside what other audits have found.
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = dimension_parser())]
     vary: Vec<Dimension>,
     /// Also rebuild with each dimension alone, and say what it costs

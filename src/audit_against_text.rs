@@ -92,7 +92,8 @@ fn voice(text: &mut String, comparison: &Comparison, voice: &Voice) {
             return;
         }
         _ => {
-            let builder = field(&voice.builder, MOST_OF_A_NAME);
+            // Whoever it is doesn't end the quotation.
+            let builder = field(&voice.builder, MOST_OF_A_NAME).replace('"', "'");
             format!("not counted: the untrusted key {key}, of \"{builder}\",")
         }
     };

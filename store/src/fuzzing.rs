@@ -4,8 +4,7 @@
 //! allow, is a defect; that it refuses them is not.
 
 use crate::cache::{
-    Closure, Contents, Envelope, IN_TOTO, Location, ObjectRecord, Pointer, PublicKey, Sealable,
-    Sealed, Statement,
+    Closure, Contents, Location, ObjectRecord, Pointer, Sealable, Sealed, Statement,
 };
 use crate::cache::{DELTA_MAGIC, Index, apply_delta, first_line};
 use crate::derivation::Derivation;
@@ -28,18 +27,6 @@ pub fn sealed(bytes: &[u8]) {
     file::<Closure>(bytes);
     file::<Pointer>(bytes);
 }
-
-/// An attestation's envelope: whatever it is, this key has not signed it.
-pub fn envelope(bytes: &[u8]) {
-    let Ok(envelope) = serde_json::from_slice::<Envelope>(bytes) else { return };
-    let text = serde_json::to_vec(&envelope).expect("an envelope is JSON");
-    assert_eq!(serde_json::from_slice::<Envelope>(&text).ok().as_ref(), Some(&envelope));
-    let key: PublicKey = KEY.parse().expect("it is a key");
-    assert!(envelope.open(IN_TOTO, &[(key.id(), key)].into()).is_err());
-}
-
-/// Its secret half is nowhere.
-const KEY: &str = "fuzz:l/Jj3yuieZH7QqooMOAtC9haOyTo8tuDQxtju4KUwbw=";
 
 /// What is inside sealed files, and what they refer to: one value has one encoding.
 pub fn payload(bytes: &[u8]) {

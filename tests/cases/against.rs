@@ -215,6 +215,8 @@ fn a_crowd_of_strangers_is_not_listened_to() {
     let arguments = ["audit", "t.x.lower", "--against", at];
     let run = user.srp(&arguments).succeeded().says(&["statements of 100 unknown keys", "only 64"]);
     assert!(run.stdout.contains("agree: lower 1\n  builder-1 says the same"), "{run}");
+    // So many were asked for, and found to be another's.
+    assert_eq!(run.stderr.matches("is signed by another key").count(), 64, "{run}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The audit of one derivation: rounds, and the bisection that finds what makes them differ.
 //!
-//! First all dimensions are varied together, as often as asked for. Only if that differs there are
-//! more rounds: one without variation, whose differences have nothing to do with any dimension, and
+//! First all dimensions are varied together, as often as asked for, and the runner, if that is asked
+//! for, by itself. Only if that differs there are more rounds: one without variation, whose differences have nothing to do with any dimension, and
 //! then halves of the dimensions, down to single ones, for whatever else differs.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -110,30 +110,12 @@ impl Builder<'_> {
         let Some(claim) = adopted(self.store, hash).map_err(store)? else {
             return unknown("it is not realised");
         };
-        let name = format!("{}-{}", derivation.name, &hash.to_string()[..12]);
-        let place = remembered::place(self.store, &name);
-        if !options.again
-            && let Some(audit) = remembered::recall(&place, &claim, options)
-        {
-            return Ok(audit);
-        }
-        let inputs: Vec<_> = claim.inputs.values().copied().collect();
-        if !self.store.contains_closure(&inputs).map_err(store)? {
-            return unknown("not all that it was built from is in the store");
-        }
         let object_of = |key: &InputKey| -> Result<Option<ObjectId>, StoreError> {
             let claim = adopted(self.store, &key.derivation)?;
             Ok(claim.and_then(|claim| claim.outputs.get(&key.output).copied()))
         };
-        let runner = match self.runner(request, derivation) {
-            None => None,
-            Some(spec) => match object_of(&spec.key).map_err(store)? {
-                Some(object) => Some((spec, object)),
-                None => return unknown("the emulator that it needs is not in the store"),
-            },
-        };
         let other = match options.dimensions.contains(&Dimension::Runner) {
-            true if runner.is_some() => {
+            true if !self.machine.runs(&build.build) => {
                 Err("an emulator runs it already, and nothing else here can".to_owned())
             }
             true => match request.runners.get(build.build.arch()) {
@@ -149,6 +131,37 @@ impl Builder<'_> {
                 None => Err(format!("the definitions have no runner for {}", build.build.arch())),
             },
             false => Err("it is not to be varied".to_owned()),
+        };
+        let varies_runner = options.dimensions.contains(&Dimension::Runner);
+        if let Err(reason) = &other
+            && varies_runner
+            && options.dimensions.len() == 1
+        {
+            return unknown(&format!("its runner can't be varied: {reason}"));
+        }
+        // Beside what is found out without: it takes long, and seldom is both asked for.
+        let with = if varies_runner { "-runner" } else { "" };
+        let name = format!("{}-{}{with}", derivation.name, &hash.to_string()[..12]);
+        let place = remembered::place(self.store, &name);
+        let emulator = other.as_ref().ok().map(|(spec, object)| {
+            let told: Vec<String> = spec.environment().map(|(_, value)| value).collect();
+            format!("{object} {}", told.join(" "))
+        });
+        if !options.again
+            && let Some(audit) = remembered::recall(&place, &claim, options, emulator.as_deref())
+        {
+            return Ok(audit);
+        }
+        let inputs: Vec<_> = claim.inputs.values().copied().collect();
+        if !self.store.contains_closure(&inputs).map_err(store)? {
+            return unknown("not all that it was built from is in the store");
+        }
+        let runner = match self.runner(request, derivation) {
+            None => None,
+            Some(spec) => match object_of(&spec.key).map_err(store)? {
+                Some(object) => Some((spec, object)),
+                None => return unknown("the emulator that it needs is not in the store"),
+            },
         };
         let Some(_lock) = self.store.lock(&claim.resolved).map_err(store)? else {
             return unknown("another srp builds or audits it just now");
@@ -173,7 +186,9 @@ impl Builder<'_> {
         let auditor = Auditor::new(work, build, &claim, options, keep, other).map_err(&failed)?;
         let audit = auditor.run().map_err(&failed)?;
         // That it can't be remembered costs nobody what was found.
-        if let Err(error) = remembered::remember(self.store, &place, &claim, options, &audit) {
+        if let Err(error) =
+            remembered::remember(self.store, &place, &claim, options, emulator, &audit)
+        {
             tracing::warn!("the audit of {} is not remembered: {error}", derivation.name);
         }
         Ok(audit)
@@ -276,15 +291,28 @@ impl<'a> Auditor<'a> {
         let mut route = None;
         let options = self.options;
         let (alone, together): (Set, Set) = options.dimensions.iter().partition(|it| it.alone());
-        let alone = alone.into_iter().map(|it| Set::from([it]));
-        for dimensions in [together].into_iter().filter(|it| !it.is_empty()).chain(alone) {
+        let mut groups: Vec<Set> = alone.into_iter().map(|it| Set::from([it])).collect();
+        if !together.is_empty() || groups.is_empty() {
+            groups.insert(0, together);
+        }
+        for dimensions in groups {
+            let other_runner = dimensions.contains(&Dimension::Runner);
+            if let Err(reason) = &self.around.emulator
+                && other_runner
+            {
+                self.tried.insert(Dimension::Runner, Err(reason.clone()));
+                continue;
+            }
             for round in 0..options.rounds.max(1) {
                 let rebuilt = self.round(&dimensions)?;
                 if !rebuilt.points.is_empty() {
                     differences.extend(self.explain(rebuilt, round > 0)?);
                     break;
                 }
-                route = route.or(rebuilt.route);
+                // Nobody takes an emulated build for a native one's witness.
+                if !other_runner {
+                    route = rebuilt.route;
+                }
             }
         }
         let mut costs = None;
@@ -503,8 +531,11 @@ impl<'a> Auditor<'a> {
         let names: Vec<&str> = when.iter().map(|dimension| dimension.name()).collect();
         let name = if names.is_empty() { "nothing-varied".to_owned() } else { names.join("+") };
         // A name that holds all dimensions is long, but no longer than a file system bears.
-        let kept = self.keep.join(name);
-        srp_store::remove_tree(&kept)?;
+        let kept = (1..).map(|number| match number {
+            1 => self.keep.join(&name),
+            _ => self.keep.join(format!("{name}-{number}")),
+        });
+        let kept = kept.into_iter().find(|kept| !kept.exists()).expect("numbers have no end");
         let failed = |action: &str, path: &Path| {
             let action = format!("{action} {}", path.display());
             move |source| FailureCause::Io { action, source }

@@ -249,10 +249,15 @@ impl Dimension {
                 changed("the file system's", "reversed")
             }
             Dimension::FileSystem => file_system(plan, around),
+            Dimension::Runner if !plan.abis.is_empty() => {
+                Err("programs of another ABI would run without an emulator".to_owned())
+            }
             Dimension::Runner => {
                 let emulator = around.emulator.as_ref().map_err(Clone::clone)?;
                 plan.binfmt.push(emulator.handler.clone());
                 plan.env.extend(emulator.environment.iter().cloned());
+                // They are meant for this machine's own speed.
+                (plan.limits.seconds, plan.limits.silence_seconds) = (None, None);
                 changed("native", &emulator.name)
             }
         }
@@ -320,9 +325,12 @@ impl Dimension {
                 let differs = seen.file_system != usual.file_system;
                 check(&"the same file system", seen.file_system == TMPFS, differs)
             }
-            Dimension::Runner => {
-                check(&"this machine's processor", seen.emulated, seen.emulated != usual.emulated)
-            }
+            Dimension::Runner => match seen.emulated {
+                None => Err("it ended before its runner could be seen".to_owned()),
+                Some(emulated) => {
+                    check(&"this machine's processor", emulated, seen.emulated != usual.emulated)
+                }
+            },
             Dimension::Locale | Dimension::TimeZone | Dimension::Environment => Ok(()),
         }
     }

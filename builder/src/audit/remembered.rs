@@ -15,12 +15,12 @@ use srp_store::{Claim, ObjectId, OutputName, ResolvedHash, Route, Store};
 
 use super::auditor::AuditOptions;
 use super::dimension::Dimension;
-use super::report::{Audit, Status, Tried};
+use super::report::{Audit, Status};
 use super::witness::Witness;
 use crate::request::FailureCause;
 
 /// Counts up when an older file no longer tells what an audit would.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// In the store.
 const DIRECTORY: &str = "audits";
@@ -32,48 +32,32 @@ struct Remembered {
     outputs: BTreeMap<OutputName, ObjectId>,
     dimensions: BTreeSet<Dimension>,
     rounds: usize,
+    /// What the runner was varied by, with what it is told; none if it wasn't to be, or couldn't be.
+    emulator: Option<String>,
     audit: Audit,
-    /// How the last rebuild that came out the same was done.
+    /// How a rebuild that came out the same was done, by the usual runner.
     route: Option<Route>,
 }
 
-impl Remembered {
-    /// Takes over what an earlier audit found about other dimensions, if both found it identical,
-    /// and one of them has varied together whatever the other has.
-    fn join(&mut self, earlier: Remembered) {
-        let both = [&self.audit.status, &earlier.audit.status];
-        if both != [&Status::Identical; 2] || earlier.dimensions.is_subset(&self.dimensions) {
-            return;
-        }
-        let together = |dimensions: &BTreeSet<Dimension>| -> BTreeSet<Dimension> {
-            dimensions.iter().copied().filter(|it| !it.alone()).collect()
-        };
-        let (now, before) = (together(&self.dimensions), together(&earlier.dimensions));
-        if !now.is_subset(&before) && !before.is_subset(&now) {
-            return;
-        }
-        self.dimensions.extend(earlier.dimensions);
-        self.rounds = self.rounds.min(earlier.rounds);
-        self.route = earlier.route.or(self.route.take());
-        let audit = &mut self.audit;
-        audit.audited_at = audit.audited_at.min(earlier.audit.audited_at);
-        let mut dimensions = earlier.audit.dimensions;
-        let tried = |it: &Tried| audit.dimensions.iter().any(|now| now.dimension == it.dimension);
-        dimensions.retain(|it| !tried(it));
-        dimensions.append(&mut audit.dimensions);
-        dimensions.sort_by_key(|it| it.dimension);
-        audit.dimensions = dimensions;
-        audit.rounds.splice(0..0, earlier.audit.rounds);
-        audit.costs = audit.costs.take().or(earlier.audit.costs);
-    }
-}
-
 /// What an earlier audit of the same claim found, if it was at least as thorough as is asked for.
-pub(super) fn recall(path: &Path, claim: &Claim, options: &AuditOptions) -> Option<Audit> {
-    let found = read(path, claim)?;
-    let same =
+///
+/// `emulator` is as in [`Remembered`].
+pub(super) fn recall(
+    path: &Path,
+    claim: &Claim,
+    options: &AuditOptions,
+    emulator: Option<&str>,
+) -> Option<Audit> {
+    let bytes = fs::read(path).ok()?;
+    let found: Remembered = serde_json::from_slice(&bytes).ok()?;
+    let same = found.format == FORMAT
+        && found.resolved == claim.resolved
+        && found.outputs == claim.outputs
+        // An emulator is in no hash.
+        && found.emulator.as_deref() == emulator
+        && (emulator.is_none() || found.audit.has_varied(Dimension::Runner))
         // What differs may do so because of what isn't to be varied now.
-        (found.dimensions == options.dimensions
+        && (found.dimensions == options.dimensions
             || found.audit.status == Status::Identical
                 && found.dimensions.is_superset(&options.dimensions))
         && found.rounds >= options.rounds
@@ -89,16 +73,6 @@ pub(super) fn recall(path: &Path, claim: &Claim, options: &AuditOptions) -> Opti
     })
 }
 
-/// What is remembered of the same claim.
-fn read(path: &Path, claim: &Claim) -> Option<Remembered> {
-    let bytes = fs::read(path).ok()?;
-    let found: Remembered = serde_json::from_slice(&bytes).ok()?;
-    let same = found.format == FORMAT
-        && found.resolved == claim.resolved
-        && found.outputs == claim.outputs;
-    same.then_some(found)
-}
-
 /// Keeps what an audit found, unless that may have been this machine's fault: a rebuild that fails
 /// may have had too little memory, or time.
 ///
@@ -109,6 +83,7 @@ pub(super) fn remember(
     path: &Path,
     claim: &Claim,
     options: &AuditOptions,
+    emulator: Option<String>,
     audit: &Audit,
 ) -> Result<(), FailureCause> {
     debug_assert!(matches!(audit.status, Status::Identical | Status::Differs));
@@ -122,20 +97,16 @@ pub(super) fn remember(
             _ => Ok(()),
         };
     }
-    let mut remembered = Remembered {
+    let remembered = Remembered {
         format: FORMAT,
         resolved: claim.resolved,
         outputs: claim.outputs.clone(),
         dimensions: options.dimensions.clone(),
         rounds: options.rounds,
+        emulator,
         audit: audit.clone(),
         route: audit.witness.as_ref().map(|witness| witness.route().clone()),
     };
-    if !options.again
-        && let Some(earlier) = read(path, claim)
-    {
-        remembered.join(earlier);
-    }
     // A scratch directory is swept if this process is killed.
     let scratch = store.scratch()?;
     let write = || -> io::Result<()> {

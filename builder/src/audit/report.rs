@@ -46,6 +46,11 @@ pub struct Audit {
 }
 
 impl Audit {
+    /// Whether that dimension was varied.
+    pub(super) fn has_varied(&self, dimension: Dimension) -> bool {
+        self.dimensions.iter().any(|it| it.dimension == dimension && it.variation.is_some())
+    }
+
     /// The report of what was not rebuilt.
     #[must_use]
     pub fn of(hash: &StaticHash, derivation: &Derivation, status: Status) -> Audit {

@@ -79,11 +79,6 @@ pub(super) fn rebuild(
                     *variation = Err(reason);
                 }
             }
-            if let Some(route) = &mut route
-                && let Some(Ok(runner)) = varied.get(&Dimension::Runner)
-            {
-                route.runner.clone_from(&runner.varied);
-            }
         }
         work.take(build, &scratch)
     });
@@ -138,7 +133,7 @@ fn usually_seen(plan: &SandboxPlan, scratch: &Scratch) -> Result<Observation, Fa
             file_system: file_system.0 as i64,
             cpu_model: crate::sandbox::cpuinfo::model(&cpuinfo),
             reversed_directories: plan.attributes.reversed_directories,
-            emulated: !plan.binfmt.is_empty(),
+            emulated: Some(!plan.binfmt.is_empty()),
             seconds: nix::time::clock_gettime(nix::time::ClockId::CLOCK_REALTIME)?.tv_sec(),
         })
     };

@@ -147,18 +147,19 @@ fn prepare_and_start(
             answers.answer().map_err(answering)?;
         }
         if begun && beginning.take().is_some() {
-            let emulated = is_one_of(&emulators, command);
-            tell(report, &Report::Began { emulated }, &[])
-                .map_err(|e| starting("report to srp", e))?;
+            if let Some(emulated) = is_one_of(&emulators, command) {
+                tell(report, &Report::Began { emulated }, &[])
+                    .map_err(|e| starting("report to srp", e))?;
+            }
         }
         let _ = ended.read_signal();
     }
 }
 
-/// Whether a process is one of these programs: devices and inodes. One that has ended is none.
-fn is_one_of(programs: &[(u64, u64)], process: Pid) -> bool {
-    let found = nix::sys::stat::stat(format!("/proc/{process}/exe").as_str());
-    found.is_ok_and(|found| programs.contains(&(found.st_dev, found.st_ino)))
+/// Whether a process is one of these programs: devices and inodes. `None`: it has ended.
+fn is_one_of(programs: &[(u64, u64)], process: Pid) -> Option<bool> {
+    let found = nix::sys::stat::stat(format!("/proc/{process}/exe").as_str()).ok()?;
+    Some(programs.contains(&(found.st_dev, found.st_ino)))
 }
 
 /// How many processes the sandbox has beside this one.
@@ -275,7 +276,7 @@ fn observe(root: &[CString]) -> Result<Observation, Errno> {
         cpu_model: cpuinfo::model(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
         reversed_directories: list_root()? != root,
         seconds: sys::real_time()?.0,
-        emulated: false,
+        emulated: None,
     })
 }
 

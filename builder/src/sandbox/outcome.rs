@@ -54,8 +54,9 @@ pub struct Observation {
     pub reversed_directories: bool,
     /// The time of day, in seconds since 1970.
     pub seconds: i64,
-    /// Whether an emulator runs the command: seen from outside, when it had begun.
-    pub emulated: bool,
+    /// Whether an emulator runs the command: seen from outside, when it had begun; none if it ended
+    /// before that.
+    pub emulated: Option<bool>,
 }
 
 /// How a command ended.

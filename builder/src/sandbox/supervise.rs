@@ -265,7 +265,7 @@ impl<'a> State<'a> {
             Report::Observed(observation) => self.observation = Some(*observation),
             Report::Began { emulated } => {
                 if let Some(observation) = &mut self.observation {
-                    observation.emulated = emulated;
+                    observation.emulated = Some(emulated);
                 }
             }
             Report::Probed(_) => {}

@@ -8,7 +8,7 @@ use srp_store::cache::{
 };
 use srp_store::{Claim, Derivation, ObjectId, StaticHash, Store, StoreError};
 
-use super::{By, Comparison, Identity, OtherInput, Outcome, Says, Stated, Voice, outcome};
+use super::{Comparison, Identity, OtherInput, Outcome, Says, Stated, Voice, outcome};
 use crate::cancel::CancelToken;
 use crate::plan::adopted;
 use crate::substitute::{Site, Upstream};
@@ -243,18 +243,16 @@ impl<'a> Hearing<'a> {
             true => Says::Agree,
             false => Says::Disagree,
         };
-        let by = By::from(heard.standing.clone());
-        let counts = by.counts();
         let because = match says {
             // Nobody follows what doesn't count.
-            Says::Disagree if !same_build && counts => {
+            Says::Disagree if !same_build && heard.standing.counts() => {
                 self.because(derivations, hash, claim, heard)?
             }
             _ => Vec::new(),
         };
         Ok(Voice {
             cache: self.sites[heard.site].url().to_owned(),
-            by,
+            by: heard.standing.clone().into(),
             says,
             builder: statement.builder.clone(),
             provenance: statement.provenance.to_string(),

@@ -182,13 +182,7 @@ impl Comparison {
 impl Voice {
     /// Whether it counts.
     pub fn counts(&self) -> bool {
-        self.by.counts()
-    }
-}
-
-impl By {
-    fn counts(&self) -> bool {
-        matches!(self.standing, TRUSTED | OUTRIGHT)
+        matches!(self.by.standing, TRUSTED | OUTRIGHT)
     }
 }
 
