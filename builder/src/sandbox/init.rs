@@ -146,11 +146,12 @@ fn prepare_and_start(
         {
             answers.answer().map_err(answering)?;
         }
-        if begun && beginning.take().is_some() {
-            if let Some(emulated) = is_one_of(&emulators, command) {
-                tell(report, &Report::Began { emulated }, &[])
-                    .map_err(|e| starting("report to srp", e))?;
-            }
+        if begun
+            && beginning.take().is_some()
+            && let Some(emulated) = is_one_of(&emulators, command)
+        {
+            tell(report, &Report::Began { emulated }, &[])
+                .map_err(|e| starting("report to srp", e))?;
         }
         let _ = ended.read_signal();
     }
