@@ -396,9 +396,13 @@ fn processors(plan: &mut SandboxPlan, all: usize) -> Result<Variation, String> {
     let fewer = all / 2;
     let jobs = if usual == fewer.to_string() { all } else { fewer }.to_string();
     // Not the same for all: what is rebuilt at the same time would share a few and leave the others.
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let sandboxes_before = NEXT.fetch_add(1, Ordering::Relaxed) % all;
-    plan.attributes.processors = Some(Processors { count: fewer, after: sandboxes_before * fewer });
+    // A thread rebuilds one thing after the other, always on the same.
+    static THREADS: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static THREAD: usize = THREADS.fetch_add(1, Ordering::Relaxed);
+    }
+    let before = THREAD.with(|number| number % all);
+    plan.attributes.processors = Some(Processors { count: fewer, after: before * fewer });
     if let Some(flags) = plan.env.get_mut("MAKEFLAGS") {
         *flags = flags.replacen(&format!("-j{usual}"), &format!("-j{jobs}"), 1);
     }
