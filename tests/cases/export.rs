@@ -166,9 +166,11 @@ fn a_full_disk_is_said_so_and_registers_nothing_half() {
     user.srp(&["key", "trust", &key]).succeeded();
     // In a mount namespace of its own: 400 KiB for the store, and then enough.
     let script =
-        "mkdir -p \"$SRP_ROOT\" && mount -t tmpfs -o size=400k none \"$SRP_ROOT\" || exit 77
-        \"$@\" import \"$FILE\"; echo \"first: $?\"; ls -A \"$SRP_ROOT/tmp\"
-        mount -o remount,size=20m \"$SRP_ROOT\"
+        "mkdir disk && mount -t tmpfs -o size=20m none disk || exit 77
+        export SRP_ROOT=$PWD/disk/store
+        head -c $((20 * 1024 * 1024 - 400 * 1024)) /dev/zero > disk/other || exit 78
+        \"$@\" import \"$FILE\"; echo \"first: $?\"; ls -A disk/store/tmp
+        rm disk/other
         \"$@\" import \"$FILE\" && \"$@\" realise --no-build t.x";
     let mut command = Command::new("unshare");
     user.surround(&mut command).args(["-Urm", "sh", "-c", script, "sh"]);
