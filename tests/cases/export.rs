@@ -165,8 +165,7 @@ fn a_full_disk_is_said_so_and_registers_nothing_half() {
     let user = Place::new(TWO);
     user.srp(&["key", "trust", &key]).succeeded();
     // In a mount namespace of its own: 400 KiB for the store, and then enough.
-    let script =
-        "mkdir disk && mount -t tmpfs -o size=20m none disk || exit 77
+    let script = "mkdir disk && mount -t tmpfs -o size=20m none disk || exit 77
         export SRP_ROOT=$PWD/disk/store
         head -c $((20 * 1024 * 1024 - 400 * 1024)) /dev/zero > disk/other || exit 78
         \"$@\" import \"$FILE\"; echo \"first: $?\"; ls -A disk/store/tmp
