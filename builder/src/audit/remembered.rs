@@ -1,6 +1,7 @@
 //! What earlier audits found, so that it isn't found out twice.
 //!
-//! One JSON file for each derivation, in the store beside the outputs that are kept. It is no part
+//! One JSON file for each derivation, and another for its audits that vary the runner, too, in the
+//! store beside the outputs that are kept. It is no part
 //! of what the store says: whatever can't be read, or was found out about other objects, by fewer
 //! dimensions or in fewer rounds, counts as not there. No file is older than what it tells of:
 //! each audit replaces its derivation's.
