@@ -129,7 +129,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
         None => store.directory("audits"),
     };
     let dimensions: BTreeSet<Dimension> = match arguments.vary.is_empty() {
-        true => Dimension::ALL.iter().copied().filter(|it| it.by_default()).collect(),
+        true => Dimension::ALL.iter().copied().filter(|it| !it.by_itself()).collect(),
         false => arguments.vary.iter().copied().collect(),
     };
     let options = AuditOptions {

@@ -11,7 +11,9 @@ mod cases {
     mod against;
     mod attestation;
     mod audit;
+    mod audit_fixtures;
     mod audit_pages;
+    mod audit_runner;
     mod cache;
     mod cache_trouble;
     mod command_line;

@@ -1,25 +1,21 @@
-//! The audit of one derivation: rounds, and the bisection that finds what makes them differ.
+//! The audit of one derivation: what it is compared with, and the rounds that are asked for.
 //!
-//! First all dimensions are varied together, as often as asked for, and the runner, if that is asked
-//! for, by itself. Only if that differs there are more rounds: one without variation, whose differences have nothing to do with any dimension, and
-//! then halves of the dimensions, down to single ones, for whatever else differs.
+//! All dimensions are varied together, as often as asked for, and the runner, if that is asked for,
+//! by itself. Only if that differs there are more rounds (`bisect`).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use srp_store::ingest::{self, Rules};
 use srp_store::{
     Action, Build, Claim, InputKey, ObjectId, ObjectName, Role, Scratch, StaticHash, Store,
     StoreError,
 };
 
-use super::cause::{self, Seen};
-use super::compare::{self, Point, Sign};
+use super::compare::Point;
 use super::dimension::{Dimension, Emulator, Surroundings, Variation};
 use super::remembered;
-use super::report::{Audit, Difference, RoundReport, Status, Tried};
+use super::report::{Audit, RoundReport, Status, Tried};
 use super::round::{self, Rebuilt};
 use super::witness::Witness;
 use crate::build::{Roots, Trees};
@@ -132,15 +128,8 @@ impl Builder<'_> {
             },
             false => Err("it is not to be varied".to_owned()),
         };
-        let varies_runner = options.dimensions.contains(&Dimension::Runner);
-        if let Err(reason) = &other
-            && varies_runner
-            && options.dimensions.len() == 1
-        {
-            return unknown(&format!("its runner can't be varied: {reason}"));
-        }
         // Beside what is found out without: it takes long, and seldom is both asked for.
-        let with = if varies_runner { "-runner" } else { "" };
+        let with = if options.dimensions.contains(&Dimension::Runner) { "-runner" } else { "" };
         let name = format!("{}-{}{with}", derivation.name, &hash.to_string()[..12]);
         let place = remembered::place(self.store, &name);
         let emulator = other.as_ref().ok().map(|(spec, object)| {
@@ -195,7 +184,7 @@ impl Builder<'_> {
     }
 }
 
-type Set = BTreeSet<Dimension>;
+pub(super) type Set = BTreeSet<Dimension>;
 
 /// What needs more of the kernel than any sandbox does, and is left out where that is refused.
 const MAY_BE_REFUSED: [Dimension; 3] =
@@ -206,17 +195,17 @@ pub(super) struct Auditor<'a> {
     build: &'a Build,
     roots: Roots,
     claim: &'a Claim,
-    registered: Trees,
+    pub(super) registered: Trees,
     /// What the first output is.
     object: ObjectName,
     around: Surroundings,
     pub(super) options: &'a AuditOptions,
     /// Where this derivation's differing outputs are kept.
-    keep: PathBuf,
+    pub(super) keep: PathBuf,
     pub(super) tried: BTreeMap<Dimension, Result<Variation, String>>,
     rounds: Vec<RoundReport>,
     /// Where rebuilds with nothing varied differ, once that is known.
-    control: Option<BTreeSet<Point>>,
+    pub(super) control: Option<BTreeSet<Point>>,
     /// Holds the emulator's copy.
     _scratch: Scratch,
 }
@@ -290,7 +279,8 @@ impl<'a> Auditor<'a> {
         let mut differences = Vec::new();
         let mut route = None;
         let options = self.options;
-        let (alone, together): (Set, Set) = options.dimensions.iter().partition(|it| it.alone());
+        let (alone, together): (Set, Set) =
+            options.dimensions.iter().partition(|it| it.by_itself());
         let mut groups: Vec<Set> = alone.into_iter().map(|it| Set::from([it])).collect();
         if !together.is_empty() || groups.is_empty() {
             groups.insert(0, together);
@@ -326,7 +316,13 @@ impl<'a> Auditor<'a> {
                 differences = self.explain(rebuilt, false)?;
             }
         }
-        let status = if differences.is_empty() { Status::Identical } else { Status::Differs };
+        let status = match self.tried.values().any(Result::is_ok) || options.dimensions.is_empty() {
+            _ if !differences.is_empty() => Status::Differs,
+            true => Status::Identical,
+            false => {
+                Status::Unknown { reason: "nothing of what was to be varied can be".to_owned() }
+            }
+        };
         let route = route.filter(|_| status == Status::Identical);
         let (hash, claim) = (self.work.hash, self.claim);
         let witness = route.map(|route| Witness::new(hash, claim.clone(), route));
@@ -382,180 +378,6 @@ impl<'a> Auditor<'a> {
         }
         Ok(rebuilt)
     }
-
-    /// Finds out when it differs, and how. `sometimes`: the same round was identical before.
-    fn explain(
-        &mut self,
-        combined: Rebuilt,
-        sometimes: bool,
-    ) -> Result<Vec<Difference>, FailureCause> {
-        let mut differences = Vec::new();
-        let control = match self.control.take() {
-            Some(points) => points,
-            None => {
-                let control = self.round(&Set::new())?;
-                let points = control.points.clone();
-                if !points.is_empty() {
-                    differences.push(self.unsteady(control)?);
-                }
-                points
-            }
-        };
-        let target: BTreeSet<Point> = combined.points.difference(&control).cloned().collect();
-        self.control = Some(control);
-        if !target.is_empty() {
-            let effective: Set = combined.report.varied.iter().copied().collect();
-            self.narrow(&effective, combined, &target, sometimes, &mut differences)?;
-        }
-        Ok(differences)
-    }
-
-    /// What makes a set differ at points of `target`: single dimensions where there are such.
-    fn narrow(
-        &mut self,
-        set: &Set,
-        rebuilt: Rebuilt,
-        target: &BTreeSet<Point>,
-        sometimes: bool,
-        differences: &mut Vec<Difference>,
-    ) -> Result<(), FailureCause> {
-        let points: BTreeSet<Point> = rebuilt.points.intersection(target).cloned().collect();
-        let all: Vec<Dimension> = set.iter().copied().collect();
-        let hits = |rebuilt: &Rebuilt| rebuilt.points.intersection(target).next().is_some();
-        if set.len() < 2 {
-            // A race differs now and then: before a dimension is accused, it has to do it twice,
-            // and nothing must have done it twice.
-            let sure = hits(&self.round(set)?) && !hits(&self.round(&Set::new())?);
-            let when: &[Dimension] = if sure { &all } else { &[] };
-            differences.push(self.difference(when, rebuilt, &points, sometimes || !sure)?);
-            return Ok(());
-        }
-        let (first, second) = all.split_at(all.len() / 2);
-        let before = differences.len();
-        for half in [first, second] {
-            let half: Set = half.iter().copied().collect();
-            let rebuilt = self.round(&half)?;
-            if hits(&rebuilt) {
-                self.narrow(&half, rebuilt, target, sometimes, differences)?;
-            }
-        }
-        if differences.len() == before {
-            // Neither half does it alone. Does the whole do it again?
-            let sometimes = !hits(&self.round(set)?);
-            let when: &[Dimension] = if sometimes { &[] } else { &all };
-            differences.push(self.difference(when, rebuilt, &points, sometimes)?);
-        }
-        Ok(())
-    }
-
-    /// What differs although nothing is varied: looks for what makes it steady.
-    ///
-    /// The rounds that must differ from each other lie between those that must agree. So what
-    /// changes slowly, such as the date, can't look as if it were made steady.
-    fn unsteady(&mut self, control: Rebuilt) -> Result<Difference, FailureCause> {
-        let points = control.points.clone();
-        let candidates: Vec<Dimension> = [Dimension::Addresses, Dimension::Processors]
-            .into_iter()
-            .filter(|it| self.options.dimensions.contains(it))
-            .filter(|it| self.tried.get(it).is_none_or(Result::is_ok))
-            .collect();
-        let single = |dimension: &Dimension| Set::from([*dimension]);
-        let mut before = Vec::new();
-        for dimension in &candidates {
-            before.push(self.round(&single(dimension))?.trees);
-        }
-        let plain = [self.round(&Set::new())?.trees, self.round(&Set::new())?.trees];
-        let agree = |one: &Trees, other: &Trees| {
-            // A failure has no trees, and agrees with nothing.
-            !one.is_empty() && !other.is_empty() && compare::points(one, other).is_disjoint(&points)
-        };
-        let recurs = agree(&plain[0], &plain[1]);
-        let mut steady_under = Vec::new();
-        for (dimension, before) in candidates.iter().zip(&before).rev() {
-            let after = self.round(&single(dimension))?.trees;
-            if !recurs && agree(before, &after) {
-                steady_under.push(*dimension);
-            }
-        }
-        let mut difference = self.difference(&[], control, &points, false)?;
-        (difference.steady_under, difference.recurs) = (steady_under, recurs);
-        difference.causes = self.causes(&difference);
-        Ok(difference)
-    }
-
-    /// Describes what differs in a round, and keeps its outputs.
-    fn difference(
-        &self,
-        when: &[Dimension],
-        rebuilt: Rebuilt,
-        points: &BTreeSet<Point>,
-        sometimes: bool,
-    ) -> Result<Difference, FailureCause> {
-        let traces: Vec<(&str, Sign)> = rebuilt
-            .report
-            .varied
-            .iter()
-            .filter_map(|dimension| Some((dimension.trace()?, sign_of(*dimension)?)))
-            .collect();
-        let changes = compare::changes(&self.registered, &rebuilt.trees, points, &traces);
-        let kept = self.keep(when, &rebuilt)?;
-        let mut difference = Difference {
-            when: when.to_vec(),
-            sometimes,
-            steady_under: Vec::new(),
-            recurs: false,
-            failed: rebuilt.failed,
-            changes,
-            causes: Vec::new(),
-            kept: Some(kept),
-            diffoscope: Vec::new(),
-        };
-        difference.causes = self.causes(&difference);
-        Ok(difference)
-    }
-
-    fn causes(&self, difference: &Difference) -> Vec<cause::Cause> {
-        if difference.failed.is_some() {
-            return Vec::new();
-        }
-        cause::causes(&Seen {
-            when: &difference.when,
-            steady_under: &difference.steady_under,
-            recurs: difference.recurs,
-            changes: &difference.changes,
-        })
-    }
-
-    /// Moves a round's outputs and log to where they are kept.
-    fn keep(&self, when: &[Dimension], rebuilt: &Rebuilt) -> Result<PathBuf, FailureCause> {
-        let names: Vec<&str> = when.iter().map(|dimension| dimension.name()).collect();
-        let name = if names.is_empty() { "nothing-varied".to_owned() } else { names.join("+") };
-        // A name that holds all dimensions is long, but no longer than a file system bears.
-        let kept = (1..).map(|number| match number {
-            1 => self.keep.join(&name),
-            _ => self.keep.join(format!("{name}-{number}")),
-        });
-        let kept = kept.into_iter().find(|kept| !kept.exists()).expect("numbers have no end");
-        let failed = |action: &str, path: &Path| {
-            let action = format!("{action} {}", path.display());
-            move |source| FailureCause::Io { action, source }
-        };
-        fs::create_dir_all(&kept).map_err(failed("create", &kept))?;
-        let log = kept.join(round::LOG);
-        fs::copy(rebuilt.scratch.path().join(round::LOG), &log).map_err(failed("write", &log))?;
-        for (output, (tree, _)) in &rebuilt.trees {
-            let place = kept.join(output.as_str());
-            match fs::rename(tree, &place) {
-                Ok(()) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
-                    let rules = Rules { permissions: None, drop_shared: false };
-                    ingest::copy(tree, &place, rules)?;
-                }
-                Err(error) => return Err(failed("keep", &place)(error)),
-            }
-        }
-        Ok(kept)
-    }
 }
 
 /// An emulator of this machine's own architecture, made ready in a scratch directory.
@@ -578,19 +400,4 @@ fn emulator(
         environment: spec.environment().collect(),
         name: object.path_name().to_string(),
     }))
-}
-
-/// What it is a sign of that a dimension's text is in an output.
-fn sign_of(dimension: Dimension) -> Option<Sign> {
-    Some(match dimension {
-        Dimension::Hostname => Sign::Hostname,
-        Dimension::BuildPath => Sign::BuildPath,
-        Dimension::User => Sign::User,
-        Dimension::Locale => Sign::Locale,
-        Dimension::TimeZone => Sign::TimeZone,
-        Dimension::Environment => Sign::Environment,
-        Dimension::Kernel => Sign::Kernel,
-        Dimension::CpuModel => Sign::CpuModel,
-        _ => return None,
-    })
 }

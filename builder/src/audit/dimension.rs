@@ -147,14 +147,10 @@ impl Dimension {
         }
     }
 
-    /// Whether it is varied if nobody says what is to be: emulated builds take many times as long.
+    /// Whether it is varied by itself only, and only if it is named: emulated builds take many times
+    /// as long, and an emulator would hide from programs what other dimensions vary.
     #[must_use]
-    pub fn by_default(self) -> bool {
-        self != Dimension::Runner
-    }
-
-    /// Whether it is varied alone only: an emulator would hide from programs what others vary.
-    pub(crate) fn alone(self) -> bool {
+    pub fn by_itself(self) -> bool {
         self == Dimension::Runner
     }
 

@@ -11,12 +11,14 @@
 //! [`against`].
 //!
 //! What this deliberately isn't: it registers nothing. Of the store it uses scratch directories,
-//! keeps differing outputs aside where it is told to, and remembers what it found (`remembered`). It doesn't judge fetches, which are
-//! verified by their hash, nor stages, which follow from their components.
+//! keeps differing outputs aside where it is told to, and remembers what it found (`remembered`). It
+//! doesn't judge fetches, which are verified by their hash, nor stages, which follow from their
+//! components.
 
 pub mod against;
 pub mod attest;
 mod auditor;
+mod bisect;
 mod cause;
 mod compare;
 mod cost;
