@@ -89,7 +89,7 @@ fn redirects_end_somewhere() {
 fn a_slow_place_gives_way_to_the_next() {
     let slow = TestServer::start(|_, stream| {
         start(stream, "200 OK", &[], Some(1_000_000));
-        for _ in 0..200 {
+        for _ in 0..800 {
             std::thread::sleep(Duration::from_millis(50));
             if stream.write_all(b"x").is_err() {
                 return;
@@ -98,7 +98,7 @@ fn a_slow_place_gives_way_to_the_next() {
     });
     let stalled = TestServer::start(|_, stream| {
         start(stream, "200 OK", &[], Some(1_000_000));
-        std::thread::sleep(Duration::from_secs(10));
+        std::thread::sleep(Duration::from_secs(40));
     });
     let good = TestServer::serving(b"the file".to_vec());
     let failures = Failures::default();
@@ -115,7 +115,7 @@ fn a_slow_place_gives_way_to_the_next() {
         )
         .expect("fetched");
     assert_eq!(fetched.from, Place::Url(good.url("c")));
-    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     let failures = failures.0.into_inner().expect("no panic");
     assert!(failures.iter().all(|failure| failure.contains("too slow")), "{failures:?}");
     assert_eq!(failures.len(), 2);
