@@ -13,7 +13,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::build::{BUILD_PATH, environment_of_every_build};
-use crate::sandbox::cpuinfo;
+use crate::sandbox::told;
 use crate::sandbox::{BinfmtHandler, Observation, Processors, SandboxPlan, SkeletonEntry, Stdio};
 
 /// A circumstance of a build that must not matter.
@@ -41,7 +41,7 @@ pub enum Dimension {
     Terminal,
     /// Whether address spaces are laid out at random.
     Addresses,
-    /// The kernel's release, as `uname` says it.
+    /// The kernel's release, and what else it tells of itself in `/proc`.
     Kernel,
     /// The processor's model and what it can do, as `/proc/cpuinfo` says it.
     CpuModel,
@@ -294,9 +294,11 @@ impl Dimension {
                 check(&format!("{:03o}", seen.umask), wanted, seen.umask != usual.umask)
             }
             Dimension::Processors => {
-                let kept = plan.attributes.processors.map(|it| it.count);
-                let wanted = Some(seen.processors) == kept;
-                check(&seen.processors, wanted, seen.processors != usual.processors)
+                let kept = plan.attributes.processors.map_or(0, |it| it.count);
+                check(&seen.processors, seen.processors == kept, kept != usual.processors)?;
+                // Where it can't be read, nothing is told.
+                let told = seen.processors_told == kept || usual.processors_told == 0;
+                check(&seen.processors_told, told, true)
             }
             Dimension::Terminal => {
                 check(&"no terminal", seen.terminal, seen.terminal != usual.terminal)
@@ -340,7 +342,8 @@ impl Dimension {
             Dimension::Locale => Some("de_CH"),
             Dimension::TimeZone => Some("AUD"),
             Dimension::Environment => Some(VARIABLE.1),
-            Dimension::CpuModel => Some(cpuinfo::ANOTHER),
+            Dimension::Kernel => Some(told::ANOTHER_KERNEL),
+            Dimension::CpuModel => Some(told::ANOTHER),
             _ => None,
         }
     }
@@ -413,11 +416,11 @@ fn cpu_model(plan: &mut SandboxPlan) -> Result<Variation, String> {
     }
     let text = std::fs::read_to_string("/proc/cpuinfo")
         .map_err(|error| format!("/proc/cpuinfo can't be read: {error}"))?;
-    if cpuinfo::another(&text).is_none() {
+    if told::another(&text).is_none() {
         return Err("/proc/cpuinfo doesn't say which processor there is".to_owned());
     }
     plan.attributes.other_processor = true;
-    let varied = format!("{}, with the least that it can do", cpuinfo::ANOTHER);
+    let varied = format!("{}, with the least that it can do", told::ANOTHER);
     Ok(Variation { usual: "the machine's".to_owned(), varied })
 }
 

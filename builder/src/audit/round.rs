@@ -11,7 +11,7 @@ use super::dimension::{Dimension, Surroundings, Variation};
 use super::report::{Failed, RoundReport};
 use crate::build::{Roots, Trees};
 use crate::request::FailureCause;
-use crate::sandbox::{Observation, SandboxPlan};
+use crate::sandbox::{Observation, SandboxPlan, told};
 use crate::work::Work;
 
 /// The end of a failed round's log that is reported.
@@ -119,6 +119,7 @@ fn usually_seen(plan: &SandboxPlan, scratch: &Scratch) -> Result<Observation, Fa
         let release = nix::sys::utsname::uname()?.release().to_string_lossy().into_owned();
         // Where it can't be read, builds can't read it, either.
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let statistics = std::fs::read_to_string("/proc/stat").unwrap_or_default();
         let file_system = nix::sys::statfs::statfs(scratch.path())?.filesystem_type();
         Ok(Observation {
             hostname: plan.hostname.clone(),
@@ -127,11 +128,12 @@ fn usually_seen(plan: &SandboxPlan, scratch: &Scratch) -> Result<Observation, Fa
             gid: plan.gid,
             umask: plan.attributes.umask,
             processors: (0..nix::sched::CpuSet::count()).filter(may_use).count(),
+            processors_told: told::processors(&statistics),
             terminal: false,
             random_addresses: plan.attributes.random_addresses,
             kernel_release: release,
             file_system: file_system.0 as i64,
-            cpu_model: crate::sandbox::cpuinfo::model(&cpuinfo),
+            cpu_model: told::model(&cpuinfo),
             reversed_directories: plan.attributes.reversed_directories,
             emulated: Some(!plan.binfmt.is_empty()),
             seconds: nix::time::clock_gettime(nix::time::ClockId::CLOCK_REALTIME)?.tv_sec(),

@@ -2,16 +2,17 @@
 //!
 //! What an audit changes and the kernel can't (the time of day, the order of directory entries) is
 //! changed by a second filter, which makes notifications of a few calls. A process can have only
-//! one such filter, so there is one for all of them; `clock` and `order` say which calls and what
-//! the answers are.
+//! one such filter, so there is one for all of them; `clock`, `deadline` and `order` say which calls
+//! and what the answers are.
 //!
 //! Init acts with what the caller has: its open directory, its memory. Neither is touched before it
 //! is sure that what was taken belongs to the process that still waits, for numbers come again. The
 //! filter guards nothing, so a call that can't be answered is left to the kernel.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -20,6 +21,7 @@ use nix::unistd::Pid;
 
 use super::bpf::{Field, Instruction, Program, Test};
 use super::clock::{self, Clock};
+use super::deadline::{self, Held, Wait};
 use super::order::{self, Order};
 use super::plan::{Attributes, SandboxPlan};
 use super::seccomp::{self, Abi};
@@ -30,6 +32,7 @@ use super::sys::{self, Notification};
 pub(super) struct Answers {
     listener: OwnedFd,
     clock: Option<Clock>,
+    held: Held,
     order: Option<Order>,
 }
 
@@ -56,6 +59,7 @@ fn questions(attributes: &Attributes) -> Vec<Instruction> {
             order::questions(p);
         }
         if attributes.clock_ahead_seconds.is_some() {
+            deadline::questions(p);
             clock::questions(p); // the last: it loads an argument
         }
     });
@@ -69,7 +73,7 @@ impl Answers {
         let reversed = plan.attributes.reversed_directories;
         // Of processes and their descriptors, the order says something.
         let order = reversed.then(|| Order::new(&["/proc"], &plan.memory));
-        Ok(Answers { listener, clock, order: order.transpose()? })
+        Ok(Answers { listener, clock, held: Held::default(), order: order.transpose()? })
     }
 
     /// Readable when a call waits for its answer.
@@ -83,13 +87,14 @@ impl Answers {
             Err(Errno::ENOENT | Errno::EINTR) => return Ok(()),
             question => question?,
         };
+        let listener = self.listener.as_fd();
         let answered = match (&self.clock, &mut self.order) {
-            (_, Some(order)) if order::is_listing(question.call) => {
-                list(self.listener.as_fd(), order, question)
+            (_, Some(order)) if order::is_listing(question.call) => list(listener, order, question),
+            (Some(clock), _) if deadline::is_wait(question.call) => {
+                wait(listener, clock, &mut self.held, &question)
             }
             (Some(clock), _) => {
                 let (writes, value) = clock.answer(question.call, &question.arguments)?;
-                let listener = self.listener.as_fd();
                 match write(listener, &question, &writes) {
                     // A program that lets nobody look into it.
                     Err(Errno::EACCES) => sys::pass_notification(listener, question.id),
@@ -100,12 +105,22 @@ impl Answers {
                     }
                 }
             }
-            _ => sys::pass_notification(self.listener.as_fd(), question.id),
+            _ => sys::pass_notification(listener, question.id),
         };
-        match answered {
-            Err(Errno::ENOENT) => Ok(()),
-            result => result,
+        unless_gone(answered)
+    }
+
+    /// How long the next call that is held has still to wait.
+    pub(super) fn next_end(&self) -> Option<Duration> {
+        self.held.next()
+    }
+
+    /// Ends the calls that have waited long enough.
+    pub(super) fn end_waits(&mut self) -> Result<(), Errno> {
+        for (id, end) in self.held.over() {
+            unless_gone(sys::answer_notification(self.listener.as_fd(), id, end))?;
         }
+        Ok(())
     }
 
     /// Deals with a process that has stopped, and lets it go on.
@@ -117,6 +132,38 @@ impl Answers {
     pub(super) fn ended(&mut self, pid: Pid) {
         if let Some(clock) = &mut self.clock {
             clock.ended(pid);
+        }
+    }
+}
+
+/// That a process is gone, or was interrupted, meanwhile is no error.
+fn unless_gone(answered: Result<(), Errno>) -> Result<(), Errno> {
+    match answered {
+        Err(Errno::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
+/// Lets a process wait until the time of day that it sees.
+fn wait(
+    listener: BorrowedFd<'_>,
+    clock: &Clock,
+    held: &mut Held,
+    question: &Notification,
+) -> Result<(), Errno> {
+    let now = clock.now()?;
+    let wait = match memory(listener, question) {
+        Ok(memory) => deadline::wait(question.call, &question.arguments, &memory, now),
+        // A program that lets nobody look into it sees the usual time.
+        Err(Errno::EACCES) => Wait::Kernels,
+        Err(errno) => return Err(errno),
+    };
+    match wait {
+        Wait::Kernels => sys::pass_notification(listener, question.id),
+        Wait::Over(end) => sys::answer_notification(listener, question.id, end),
+        Wait::For(time, end) => {
+            held.hold(question.id, time, end);
+            Ok(())
         }
     }
 }
@@ -153,17 +200,23 @@ fn list(listener: BorrowedFd<'_>, order: &mut Order, question: Notification) -> 
     answered
 }
 
-/// Writes into the memory of a process that waits. EACCES: it can't be opened; ENOENT: it doesn't
-/// wait any more; EFAULT: there is no such memory.
+/// The memory of a process that waits. EACCES: it can't be opened; ENOENT: it doesn't wait any more.
+fn memory(listener: BorrowedFd<'_>, question: &Notification) -> Result<File, Errno> {
+    let path = format!("/proc/{}/mem", question.pid);
+    let memory = OpenOptions::new().read(true).write(true).open(path).map_err(|_| Errno::EACCES)?;
+    // The number could be another process's by now; what is open is the one that still waits.
+    sys::notification_is_valid(listener, question.id)?;
+    Ok(memory)
+}
+
+/// Writes into the memory of a process that waits. EFAULT: there is no such memory; else as
+/// [`memory`].
 fn write(
     listener: BorrowedFd<'_>,
     question: &Notification,
     writes: &[(u64, impl AsRef<[u8]>)],
 ) -> Result<(), Errno> {
-    let path = format!("/proc/{}/mem", question.pid);
-    let memory = OpenOptions::new().write(true).open(path).map_err(|_| Errno::EACCES)?;
-    // The number could be another process's by now; what is open is the one that still waits.
-    sys::notification_is_valid(listener, question.id)?;
+    let memory = memory(listener, question)?;
     for (address, bytes) in writes {
         memory.write_all_at(bytes.as_ref(), *address).map_err(|_| Errno::EFAULT)?;
     }

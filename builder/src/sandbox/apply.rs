@@ -71,7 +71,7 @@ pub(super) mod staging {
     pub(in super::super) const MEMORY: &str = "memory";
     pub(in super::super) const EMULATORS: &str = "run";
     pub(in super::super) const NOTHING: &str = "nothing";
-    pub(in super::super) const PROCESSOR: &str = "processor";
+    pub(in super::super) const TOLD: &str = "told";
     pub(in super::super) const NO_ENTRIES: &str = "no-entries";
 }
 
@@ -176,7 +176,7 @@ impl<'a> Setup<'a> {
             Step::Devices { terminals } => self.make_devices(*terminals),
             Step::Proc => self.mount_proc(),
             Step::MaskProc => self.mask_proc(),
-            Step::OtherProcessor => self.describe_other_processor(),
+            Step::TellOtherwise { path } => self.tell_otherwise(path),
             Step::Loopback => sys::loopback_up().during(|| "set its flags".to_owned()),
             Step::HostNames { hostname } => {
                 sys::set_host_names(hostname, "(none)").during(|| "set the names".to_owned())

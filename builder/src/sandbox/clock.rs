@@ -2,12 +2,15 @@
 //! to it that no program finds a way around them.
 //!
 //! The kernel has no namespace for the time of day. So the calls that ask for it become
-//! notifications to init (`answers`), which answers with a time that is ahead. Most programs don't make the call: they find the time in a page that the kernel shares with every
-//! process (vDSO), whose place the kernel names when a program begins. Init traces every process,
-//! for this one reason: each program that begins is stopped, and that name is taken out of what it
-//! is told. C libraries then make the call, static ones too.
+//! notifications to init (`answers`), which answers with a time that is ahead; those that wait for
+//! a time of day do, too (`deadline`). Most programs don't make the call: they find the time in a
+//! page that the kernel shares with every process (vDSO), whose place the kernel names when a
+//! program begins. Init traces every process, for this one reason: each program that begins is
+//! stopped, and that name is taken out of what it is told. C libraries then make the call, static
+//! ones too.
 //!
-//! What stays as it is: clocks that don't count from 1970, and the times of files.
+//! What stays as it is: clocks that don't count from 1970, the times of files, and timers and
+//! message queues that are given a time of day.
 
 use std::collections::HashSet;
 use std::fs::OpenOptions;
@@ -67,10 +70,15 @@ impl Clock {
         Clock { ahead_seconds, traced: HashSet::new() }
     }
 
+    /// The time as the sandbox sees it: seconds and nanoseconds since 1970.
+    pub(super) fn now(&self) -> Result<(i64, i64), Errno> {
+        let (seconds, nanoseconds) = sys::real_time()?;
+        Ok((seconds + self.ahead_seconds, nanoseconds))
+    }
+
     /// What one of the calls writes and returns.
     pub(super) fn answer(&self, call: u32, arguments: &[u64; 6]) -> Result<(Writes, i64), Errno> {
-        let (seconds, nanoseconds) = sys::real_time()?;
-        let seconds = seconds + self.ahead_seconds;
+        let (seconds, nanoseconds) = self.now()?;
         let pair = |first: i64, second: i64| [first.to_ne_bytes(), second.to_ne_bytes()].concat();
         let [first, second, ..] = *arguments;
         let (mut writes, value) = match call {

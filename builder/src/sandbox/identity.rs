@@ -60,10 +60,6 @@ fn die_with_the_launcher() -> Done {
 
 pub(super) fn process_limits(processes: Option<u64>, attributes: &Attributes) -> Done {
     umask(Mode::from_bits_truncate(attributes.umask));
-    let mut persona = Persona::empty();
-    persona.set(Persona::ADDR_NO_RANDOMIZE, !attributes.random_addresses);
-    persona.set(Persona::UNAME26, attributes.old_kernel);
-    personality::set(persona).during(|| "set the personality".to_owned())?;
     if let Some(processors) = attributes.processors {
         keep_processors(processors)
             .during(|| format!("keep to {} processors", processors.count))?;
@@ -101,7 +97,11 @@ pub(super) fn process_limits(processes: Option<u64>, attributes: &Attributes) ->
         setrlimit(resource, ceiling, ceiling)
             .during(|| format!("set {resource:?} to {ceiling}"))?;
     }
-    Ok(())
+    // The last: it decides which kernel there is said to be.
+    let mut persona = Persona::empty();
+    persona.set(Persona::ADDR_NO_RANDOMIZE, !attributes.random_addresses);
+    persona.set(Persona::UNAME26, attributes.old_kernel);
+    personality::set(persona).during(|| "set the personality".to_owned()).map(drop)
 }
 
 /// Restricts this process and its descendants to some of the processors that it has.

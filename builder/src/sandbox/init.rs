@@ -22,10 +22,10 @@ use nix::unistd::{Pid, chdir, execve, getpid, pipe2, setsid};
 
 use super::answers::{self, Answers};
 use super::apply::Setup;
-use super::cpuinfo;
 use super::outcome::Observation;
 use super::plan::{SandboxPlan, Stdio};
 use super::sys::{self, Cloned};
+use super::told;
 use super::wire::{Failure, Report, tell};
 
 /// What the launcher hands to a new sandbox.
@@ -131,7 +131,12 @@ fn prepare_and_start(
             beginning.as_ref().map_or(report.as_fd(), AsFd::as_fd),
         ]
         .map(|it| PollFd::new(it, PollFlags::POLLIN));
-        match poll(&mut events, PollTimeout::NONE) {
+        // To the next millisecond: what ends earlier was not over.
+        let next_end = answers.as_ref().and_then(Answers::next_end);
+        let wait = next_end.map_or(PollTimeout::NONE, |it| {
+            PollTimeout::try_from(it.as_millis() + 1).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut events, wait) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => sys::exit_now(1),
         }
@@ -145,6 +150,9 @@ fn prepare_and_start(
             && let Some(answers) = &mut answers
         {
             answers.answer().map_err(answering)?;
+        }
+        if let Some(answers) = &mut answers {
+            answers.end_waits().map_err(answering)?;
         }
         if begun
             && beginning.take().is_some()
@@ -270,11 +278,14 @@ fn observe(root: &[CString]) -> Result<Observation, Errno> {
         gid: nix::unistd::getgid().as_raw(),
         umask: mask.bits(),
         processors: (0..CpuSet::count()).filter(may_use).count(),
+        processors_told: told::processors(
+            &std::fs::read_to_string("/proc/stat").unwrap_or_default(),
+        ),
         terminal: input && output,
         random_addresses: !personality::get()?.contains(Persona::ADDR_NO_RANDOMIZE),
         kernel_release: text(nix::sys::utsname::uname()?.release()),
         file_system: nix::sys::statfs::statfs(".")?.filesystem_type().0 as i64,
-        cpu_model: cpuinfo::model(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
+        cpu_model: told::model(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
         reversed_directories: list_root()? != root,
         seconds: sys::real_time()?.0,
         emulated: None,

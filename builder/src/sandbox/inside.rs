@@ -11,8 +11,8 @@ use nix::libc;
 use nix::sys::stat::{Mode, fstat, fstatat, major, minor};
 
 use super::apply::{CLOEXEC, Done, Setup, Trouble, While, c_string, staging, write_file};
-use super::cpuinfo;
 use super::sys::{self, MountAttributes};
+use super::told;
 
 /// What in `/proc` tells about the host, or would let root act on it, and no build needs.
 const MASKED: &[&str] = &[
@@ -129,20 +129,23 @@ impl Setup<'_> {
         Ok(())
     }
 
-    pub(super) fn describe_other_processor(&mut self) -> Done {
-        let proc = self.proc.as_ref().expect("Proc comes before OtherProcessor").as_fd();
-        let flags = OFlag::O_RDONLY | CLOEXEC;
-        let file = openat(proc, "cpuinfo", flags, Mode::empty());
-        let file = file.during(|| "open /proc/cpuinfo".to_owned())?;
+    pub(super) fn tell_otherwise(&mut self, path: &str) -> Done {
+        let proc = self.proc.as_ref().expect("Proc comes before TellOtherwise").as_fd();
+        let file = match openat(proc, path, OFlag::O_RDONLY | CLOEXEC, Mode::empty()) {
+            // Nothing is told of the machine itself, then.
+            Err(Errno::ENOENT) => return Ok(()),
+            file => file.during(|| format!("open /proc/{path}"))?,
+        };
         let text = std::io::read_to_string(std::fs::File::from(file)).map_err(|_| Errno::EIO);
-        let text = text.during(|| "read /proc/cpuinfo".to_owned())?;
-        let another = cpuinfo::another(&text).ok_or(Errno::ENODATA);
-        let another = another.during(|| "find the processor in it".to_owned())?;
-        self.file(staging::PROCESSOR, 0o444, another.as_bytes())?;
-        self.seal(staging::PROCESSOR)?;
+        let text = text.during(|| format!("read /proc/{path}"))?;
+        let told = told::instead(path, &text, &self.plan.attributes).ok_or(Errno::ENODATA);
+        let told = told.during(|| format!("find the machine in /proc/{path}"))?;
+        let staged = format!("{}-{}", staging::TOLD, path.replace('/', "-"));
+        self.file(&staged, 0o444, told.as_bytes())?;
+        self.seal(&staged)?;
         let attributes =
             MountAttributes { read_only: true, no_devices: true, no_exec: true, id_map: None };
-        self.attach_staged(staging::PROCESSOR, "/proc/cpuinfo", &attributes)
+        self.attach_staged(&staged, &format!("/proc/{path}"), &attributes)
     }
 
     pub(super) fn make_binfmt(&mut self, required: bool) -> Done {

@@ -20,7 +20,7 @@ mod binfmt;
 mod bpf;
 mod cgroup;
 mod clock;
-pub(crate) mod cpuinfo;
+mod deadline;
 mod error;
 mod features;
 mod identity;
@@ -35,6 +35,7 @@ mod steps;
 mod supervise;
 #[allow(unsafe_code)]
 mod sys;
+pub(crate) mod told;
 mod watch;
 mod wire;
 mod zygote;

@@ -40,6 +40,8 @@ pub struct Observation {
     pub umask: u32,
     /// How many processors it may use.
     pub processors: usize,
+    /// How many there are, as `/proc/stat` tells; 0 if it can't be read.
+    pub processors_told: usize,
     /// Whether standard input and output are a terminal.
     pub terminal: bool,
     /// Whether address spaces are laid out at random.

@@ -235,7 +235,8 @@ pub struct Attributes {
     pub processors: Option<Processors>,
     /// Whether address spaces are laid out at random.
     pub random_addresses: bool,
-    /// Whether `uname` calls the kernel a 2.6, as it does for programs that can't bear another.
+    /// Whether the kernel is called a 2.6, by `uname` as for programs that can't bear another, and
+    /// in `/proc`.
     pub old_kernel: bool,
     /// Whether `/proc/cpuinfo` is about another processor.
     pub other_processor: bool,

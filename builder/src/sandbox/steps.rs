@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use super::plan::{Attributes, RootMode, SandboxPlan, SkeletonEntry, Stdio, is_beneath};
 use super::seccomp::Abi;
+use super::told;
 
 /// One step of the set-up. Sources are counted as [`SandboxPlan`] lists them: layers, sysroot,
 /// binds, emulators.
@@ -78,8 +79,11 @@ pub enum Step {
     Proc,
     /// Covers what in `/proc` is not about the sandbox's own processes.
     MaskProc,
-    /// Covers what the kernel says about the processor by what it would say about another one.
-    OtherProcessor,
+    /// Covers a file of `/proc` by what the kernel would tell of another machine.
+    TellOtherwise {
+        /// Its path in `/proc`.
+        path: &'static str,
+    },
     /// Brings the loopback interface up; there is no other.
     Loopback,
     /// Names the host.
@@ -168,7 +172,8 @@ impl SandboxPlan {
             Step::Proc,
             Step::MaskProc,
         ]);
-        steps.extend(self.attributes.other_processor.then_some(Step::OtherProcessor));
+        let covered = told::covered(&self.attributes).into_iter();
+        steps.extend(covered.map(|path| Step::TellOtherwise { path }));
         steps.extend([
             Step::Loopback,
             Step::HostNames { hostname: self.hostname.clone() },
@@ -293,7 +298,7 @@ impl fmt::Display for Step {
             Step::Devices { terminals: false } => f.write_str("make /dev"),
             Step::Proc => f.write_str("mount /proc"),
             Step::MaskProc => f.write_str("cover the host's part of /proc"),
-            Step::OtherProcessor => f.write_str("describe another processor"),
+            Step::TellOtherwise { path } => write!(f, "let /proc/{path} tell of another machine"),
             Step::Loopback => f.write_str("bring the loopback interface up"),
             Step::HostNames { hostname } => write!(f, "name the host {hostname}"),
             Step::Binfmt { .. } => f.write_str("make a binfmt_misc instance"),

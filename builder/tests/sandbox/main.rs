@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used)] // a test that can't go on should panic
 
 mod basics;
+mod circumstances;
 mod escapes;
 mod fixture;
 mod limits;
@@ -48,8 +49,14 @@ fn main() -> ExitCode {
 fn run_tests(arguments: &[String]) -> ExitCode {
     let filters: Vec<&String> = arguments.iter().filter(|text| !text.starts_with('-')).collect();
     let wanted = |name: &str| filters.is_empty() || filters.iter().any(|f| name.contains(*f));
-    let lists: [&[Test]; 5] =
-        [basics::TESTS, escapes::TESTS, limits::TESTS, orders::TESTS, views::TESTS];
+    let lists: [&[Test]; 6] = [
+        basics::TESTS,
+        circumstances::TESTS,
+        escapes::TESTS,
+        limits::TESTS,
+        orders::TESTS,
+        views::TESTS,
+    ];
     let all = lists.concat();
     let tests: Vec<Test> = all.iter().copied().filter(|(name, _)| wanted(name)).collect();
     let filtered = all.len() - tests.len();
