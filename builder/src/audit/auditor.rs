@@ -204,6 +204,8 @@ pub(super) struct Auditor<'a> {
     pub(super) keep: PathBuf,
     pub(super) tried: BTreeMap<Dimension, Result<Variation, String>>,
     rounds: Vec<RoundReport>,
+    /// What was varied in each of these rounds, and where it was not as registered.
+    pub(super) seen: Vec<(Set, BTreeSet<Point>)>,
     /// Where rebuilds with nothing varied differ, once that is known.
     pub(super) control: Option<BTreeSet<Point>>,
     /// Holds the emulator's copy.
@@ -248,12 +250,13 @@ impl<'a> Auditor<'a> {
             // Objects, programs with debug information, and a copy of the sources.
             build_bytes: 6 * sources_bytes + 3 * size_bytes,
             store_in_memory,
+            turn: 0,
             emulator,
         };
         let roots = work.roots()?;
         // What an earlier audit kept is no longer what this one says.
         srp_store::remove_tree(&keep)?;
-        let (tried, rounds) = (BTreeMap::new(), Vec::new());
+        let (tried, rounds, seen) = (BTreeMap::new(), Vec::new(), Vec::new());
         Ok(Auditor {
             work,
             build,
@@ -266,6 +269,7 @@ impl<'a> Auditor<'a> {
             keep,
             tried,
             rounds,
+            seen,
             control: None,
             _scratch: scratch,
         })
@@ -294,9 +298,12 @@ impl<'a> Auditor<'a> {
                 continue;
             }
             for round in 0..options.rounds.max(1) {
+                // What was varied otherwise before neither bears anything out nor refutes it.
+                self.around.turn = round;
+                self.seen.clear();
                 let rebuilt = self.round(&dimensions)?;
                 if !rebuilt.points.is_empty() {
-                    differences.extend(self.explain(rebuilt, round > 0)?);
+                    differences.extend(self.explain(vec![rebuilt])?);
                     break;
                 }
                 // Nobody takes an emulated build for a native one's witness.
@@ -307,13 +314,12 @@ impl<'a> Auditor<'a> {
         }
         let mut costs = None;
         if options.costs {
+            self.around.turn = 0;
+            self.seen.clear();
             let (measured, differs) = self.costs()?;
             costs = Some(measured);
-            if differences.is_empty()
-                && let Some(rebuilt) = differs
-            {
-                // That one of them differs alone says nothing of how often it does.
-                differences = self.explain(rebuilt, false)?;
+            if differences.is_empty() && !differs.is_empty() {
+                differences = self.explain(differs)?;
             }
         }
         let status = match self.tried.values().any(Result::is_ok) || options.dimensions.is_empty() {
@@ -373,8 +379,13 @@ impl<'a> Auditor<'a> {
             self.tried.insert(*refused, Err(error.to_string()));
         };
         self.rounds.push(rebuilt.report.clone());
+        let varied = rebuilt.report.varied.iter().copied().collect();
+        self.seen.push((varied, rebuilt.points.clone()));
         for (dimension, variation) in &rebuilt.varied {
-            self.tried.entry(*dimension).or_insert_with(|| variation.clone());
+            let known = self.tried.entry(*dimension).or_insert_with(|| variation.clone());
+            if variation.is_ok() {
+                known.clone_from(variation);
+            }
         }
         Ok(rebuilt)
     }

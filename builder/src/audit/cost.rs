@@ -32,16 +32,16 @@ pub struct Cost {
 
 impl Auditor<'_> {
     /// Rebuilds with nothing varied, with each dimension alone, and with nothing varied again; also
-    /// the first of these rebuilds that differs.
-    pub(super) fn costs(&mut self) -> Result<(Costs, Option<Rebuilt>), FailureCause> {
-        let mut differing = None;
+    /// those of these rebuilds that differ.
+    pub(super) fn costs(&mut self) -> Result<(Costs, Vec<Rebuilt>), FailureCause> {
+        let mut differing = Vec::new();
         let mut measure = |auditor: &mut Self, dimensions: &BTreeSet<Dimension>| {
             let rebuilt = auditor.round(dimensions)?;
             let report = &rebuilt.report;
             let took = report.milliseconds.saturating_sub(report.compare_milliseconds);
             let varied = report.varied.len() == dimensions.len() && rebuilt.failed.is_none();
-            if !rebuilt.points.is_empty() && differing.is_none() {
-                differing = Some(rebuilt);
+            if !rebuilt.points.is_empty() {
+                differing.push(rebuilt);
             }
             Ok::<_, FailureCause>(varied.then_some(took))
         };

@@ -64,6 +64,8 @@ pub(crate) struct Surroundings {
     pub(crate) build_bytes: u64,
     /// Whether the store is in memory.
     pub(crate) store_in_memory: bool,
+    /// What of its values a dimension takes: what cancels out in one round doesn't in the next.
+    pub(crate) turn: usize,
     /// An emulator of this machine's own architecture; or why the runner can't be another.
     pub(crate) emulator: Result<Emulator, String>,
 }
@@ -88,8 +90,12 @@ pub struct Variation {
     pub varied: String,
 }
 
-/// Three years and some months: another year, month, day of the week and hour. Before 2038.
-const AHEAD_SECONDS: u32 = (3 * 365 + 100) * 86_400 + 5 * 3600 + 7 * 60;
+/// Three years and some months: another year, month, day of the week and hour. In the time zone
+/// below it is half a day further, so that morning and afternoon don't come out the same.
+const AHEAD_SECONDS: u32 = (3 * 365 + 100) * 86_400 + 22 * 3600 + 22 * 60;
+/// So much further with every turn, but for some: all of it lies before 2038.
+const FURTHER_SECONDS: u32 = 211 * 86_400 + 7 * 3600 + 13 * 60;
+const CLOCK_TURNS: usize = 8;
 const HOSTNAME: &str = "audit-host";
 /// Longer than the usual one, and not below it. It begins alike, so that what recipes do about
 /// `/srp/` as a whole still works.
@@ -98,8 +104,8 @@ const USER: (u32, u32, &str) = (2718, 3141, "auditor");
 const UMASK: u32 = 0o027;
 /// In no root: programs then behave as without any locale, but see the name.
 const LOCALE: &str = "de_CH.UTF-8";
-/// An offset with odd minutes, in the one notation that needs no database.
-const TIME_ZONE: &str = "AUD-13:45";
+/// Offsets with odd minutes, east and west, in the one notation that needs no database.
+const TIME_ZONES: [&str; 2] = ["AUD-13:45", "AUD+9:30"];
 const VARIABLE: (&str, &str) = ("SRP_AUDIT_VARIABLE", "audit-variable-value");
 const TMPFS: i64 = 0x0102_1994;
 
@@ -168,8 +174,10 @@ impl Dimension {
                 Err("programs of another ABI would see the usual time".to_owned())
             }
             Dimension::Clock => {
-                plan.attributes.clock_ahead_seconds = Some(AHEAD_SECONDS);
-                changed("now", &format!("{} days ahead", AHEAD_SECONDS / 86_400))
+                let further = (around.turn % CLOCK_TURNS) as u32 * FURTHER_SECONDS;
+                let ahead = AHEAD_SECONDS + further;
+                plan.attributes.clock_ahead_seconds = Some(ahead);
+                changed("now", &format!("{} days ahead", ahead / 86_400))
             }
             Dimension::Hostname => {
                 let usual = std::mem::replace(&mut plan.hostname, HOSTNAME.to_owned());
@@ -209,10 +217,13 @@ impl Dimension {
                     None => Err("the derivation sets LANG and LC_ALL itself".to_owned()),
                 }
             }
-            Dimension::TimeZone => match vary_variable(plan, "TZ", TIME_ZONE) {
-                Some(usual) => changed(&usual, TIME_ZONE),
-                None => Err("the derivation sets TZ itself".to_owned()),
-            },
+            Dimension::TimeZone => {
+                let zone = TIME_ZONES[around.turn % TIME_ZONES.len()];
+                match vary_variable(plan, "TZ", zone) {
+                    Some(usual) => changed(&usual, zone),
+                    None => Err("the derivation sets TZ itself".to_owned()),
+                }
+            }
             Dimension::Processors => processors(plan, around.processors),
             Dimension::Environment => {
                 plan.env.insert(VARIABLE.0.to_owned(), VARIABLE.1.to_owned());
@@ -473,5 +484,21 @@ impl FromStr for Dimension {
     fn from_str(name: &str) -> Result<Dimension, NoDimension> {
         let found = Dimension::ALL.iter().find(|dimension| dimension.name() == name);
         found.copied().ok_or_else(|| NoDimension { name: name.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_and_the_time_zone_together_are_half_a_day() {
+        let zone = 13 * 3600 + 45 * 60; // "-13:45" lies to the east
+        assert_eq!(TIME_ZONES[0], "AUD-13:45");
+        let half_days = f64::from(AHEAD_SECONDS + zone) / 43_200.0;
+        assert!(half_days as u32 % 2 == 1 && half_days.fract() < 0.02, "{half_days}");
+        // The last of 2037, as seen from 2027: clocks with 32 bits go on until January.
+        let furthest = AHEAD_SECONDS + (CLOCK_TURNS as u32 - 1) * FURTHER_SECONDS;
+        assert!(furthest < 10 * 365 * 86_400);
     }
 }
