@@ -43,8 +43,8 @@ pub(crate) struct Arguments {
     #[arg(long)]
     closure: bool,
     /// How many rebuilds vary everything: more find what differs rarely
-    #[arg(long, value_name = "N", default_value = "1")]
-    rounds: NonZeroUsize,
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
     /// What is varied, separated by commas [default: everything but the runner]
     ///
     /// With the runner, builds run in an emulator of this machine's own architecture. They take many
@@ -125,7 +125,14 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     let workshop = Workshop::open(context, &effort)?;
     store.sweep()?;
     let keep = match &arguments.keep {
-        Some(directory) => building::absolute(directory)?,
+        Some(directory) => {
+            let directory = building::absolute(directory)?;
+            // Before anything is rebuilt that could then not be kept.
+            std::fs::create_dir_all(&directory).map_err(|error| {
+                CommandError::user(format!("can't create {}: {error}", directory.display()))
+            })?;
+            directory
+        }
         None => store.directory("audits"),
     };
     let dimensions: BTreeSet<Dimension> = match arguments.vary.is_empty() {
@@ -185,7 +192,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     }
     errors.extend(not_left.into_inner().expect("no holder panics"));
     // The last, whose exit code counts: that something differs is the worst that there is to say.
-    errors.extend(verdict(&audits).err());
+    errors.extend(verdict(&audits, arguments.closure).err());
     let Some(last) = errors.pop() else { return Ok(()) };
     for error in errors {
         error.print(context.style);
@@ -265,7 +272,7 @@ fn audit_all(
 }
 
 /// The command's end: what differs is worse than what is unknown.
-fn verdict(audits: &[Audit]) -> CommandResult {
+fn verdict(audits: &[Audit], closure: bool) -> CommandResult {
     let count =
         |wanted: fn(&Status) -> bool| audits.iter().filter(|audit| wanted(&audit.status)).count();
     let differing = count(|status| matches!(status, Status::Differs));
@@ -284,7 +291,10 @@ fn verdict(audits: &[Audit]) -> CommandResult {
         return Err(CommandError::user(what).hint(hint));
     }
     if audited == 0 {
-        terminal::say("nothing of that is built: --closure also audits what it is made from");
+        terminal::say(match closure {
+            false => "nothing of that is built: --closure also audits what it is made from",
+            true => "nothing of that, and of what it is made from, is built",
+        });
     }
     Ok(())
 }

@@ -269,7 +269,7 @@ impl Auditor<'_> {
 
     fn causes(&self, difference: &Difference) -> Vec<cause::Cause> {
         if difference.failed.is_some() {
-            return Vec::new();
+            return cause::of_failure(&difference.when);
         }
         cause::causes(&Seen {
             when: &difference.when,

@@ -70,7 +70,7 @@ pub const CAUSES: &[Pattern] = &[
         &[Sign::MemberTime],
         &[],
         "an archive has the times of its members",
-        "tar --mtime=@$SOURCE_DATE_EPOCH; ar with the modifier D; zip after touch -d @$SOURCE_DATE_EPOCH",
+        "tar --mtime=@$SOURCE_DATE_EPOCH --pax-option=delete=atime,delete=ctime; ar with the modifier D; zip -X after touch -d @$SOURCE_DATE_EPOCH",
     ),
     pattern(
         "bytecode-time",
@@ -231,6 +231,18 @@ const RACE: Pattern = pattern(
     "it is steady on one processor: jobs race with each other",
     "declare what each job needs; don't collect in the order of completion",
 );
+
+/// Why a rebuild failed, as far as the dimensions tell.
+pub(super) fn of_failure(when: &[Dimension]) -> Vec<Cause> {
+    let is_it = |pattern: &&Pattern| pattern.dimensions.iter().any(|it| when.contains(it));
+    let fails = |pattern: &Pattern| Cause {
+        pattern: pattern.name.into(),
+        what: format!("a check or test of the build fails, which minds this: {}", pattern.what)
+            .into(),
+        advice: format!("what fails is at the end of the log; {}", pattern.advice).into(),
+    };
+    CAUSES.iter().filter(is_it).map(fails).collect()
+}
 
 /// What is known of a difference.
 pub(super) struct Seen<'a> {

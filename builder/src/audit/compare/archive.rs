@@ -1,7 +1,7 @@
-//! Archives (ar, tar): by member, and by field of its header.
+//! Archives (ar, tar, zip): by member, and by field of its header.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
+use std::io::{Cursor, Read};
 
 use object::read::archive::ArchiveFile;
 
@@ -11,11 +11,15 @@ use super::{LARGEST_BYTES, binary, contents};
 /// More members aren't looked at.
 const MOST_MEMBERS: usize = 100_000;
 
-/// A member of either kind of archive, as far as both have it.
+/// A member of any kind of archive, as far as they have it.
+#[derive(Default)]
 struct Member {
     /// Its name, and which one of that name it is.
     name: (String, usize),
-    time: u64,
+    /// Seconds since 1970, or as the archive has it.
+    time: String,
+    /// Other fields with times, each with its name.
+    more_times: String,
     owner: String,
     mode: u64,
     /// What a link points to, or empty.
@@ -43,6 +47,18 @@ pub(super) fn compare_tar(
     depth: u32,
 ) -> bool {
     let (Some(one), Some(other)) = (tar_members(before), tar_members(after)) else { return false };
+    members(looking, &one, &other, before, after, depth);
+    true
+}
+
+/// Compares two zip archives; false if they aren't both such.
+pub(super) fn compare_zip(
+    looking: &mut Looking<'_>,
+    before: &[u8],
+    after: &[u8],
+    depth: u32,
+) -> bool {
+    let (Some(one), Some(other)) = (zip_members(before), zip_members(after)) else { return false };
     members(looking, &one, &other, before, after, depth);
     true
 }
@@ -86,8 +102,8 @@ fn members(
                 told = true;
             }
         };
-        let times = [member, rebuilt].map(|it| it.time.to_string());
-        field(Sign::MemberTime, "modification time", &times[0], &times[1]);
+        field(Sign::MemberTime, "modification time", &member.time, &rebuilt.time);
+        field(Sign::MemberTime, "other times", &member.more_times, &rebuilt.more_times);
         field(Sign::MemberOwner, "owner", &member.owner, &rebuilt.owner);
         let modes = [member, rebuilt].map(|it| format!("{:o}", it.mode));
         field(Sign::MemberMode, "mode", &modes[0], &modes[1]);
@@ -117,15 +133,15 @@ fn ar_members(bytes: &[u8]) -> Option<Vec<Member>> {
         let member = member.ok()?;
         members.push(Member {
             name: (String::from_utf8_lossy(member.name()).into_owned(), 0),
-            time: member.date().unwrap_or_default(),
+            time: member.date().unwrap_or_default().to_string(),
             owner: format!(
                 "{}:{}",
                 member.uid().unwrap_or_default(),
                 member.gid().unwrap_or_default()
             ),
             mode: member.mode().unwrap_or_default(),
-            link: String::new(),
             bytes: member.data(bytes).ok()?.to_vec(),
+            ..Member::default()
         })?;
     }
     Some(members.list)
@@ -145,11 +161,16 @@ fn tar_members(bytes: &[u8]) -> Option<Vec<Member>> {
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         let link = entry.link_name_bytes().unwrap_or_default();
         let link = String::from_utf8_lossy(&link).into_owned();
+        let times = entry.pax_extensions().ok().flatten().into_iter().flatten().flatten();
+        let times = times.filter(|field| field.key().is_ok_and(|key| key.ends_with("time")));
+        let times = times.filter_map(|it| Some(format!("{}={}", it.key().ok()?, it.value().ok()?)));
+        let more_times = times.collect::<Vec<_>>().join(" ");
         let mut content = Vec::new();
         entry.by_ref().take(LARGEST_BYTES).read_to_end(&mut content).ok()?;
         members.push(Member {
             name: (name, 0),
-            time: header.mtime().unwrap_or_default(),
+            time: header.mtime().unwrap_or_default().to_string(),
+            more_times,
             owner: format!(
                 "{}:{} {}:{}",
                 header.uid().unwrap_or_default(),
@@ -160,6 +181,35 @@ fn tar_members(bytes: &[u8]) -> Option<Vec<Member>> {
             mode: u64::from(header.mode().unwrap_or_default()),
             link,
             bytes: content,
+        })?;
+    }
+    Some(members.list)
+}
+
+fn zip_members(bytes: &[u8]) -> Option<Vec<Member>> {
+    if !bytes.starts_with(b"PK") {
+        return None;
+    }
+    let mut archive = zip::ZipArchive::new(Cursor::new(bytes)).ok()?;
+    let mut members = Members::default();
+    let mut room = LARGEST_BYTES;
+    for number in 0..archive.len() {
+        let mut file = archive.by_index(number).ok()?;
+        let mut content = Vec::new();
+        file.by_ref().take(room + 1).read_to_end(&mut content).ok()?;
+        // A small archive can hold far more than there is memory.
+        room = room.checked_sub(content.len() as u64)?;
+        let time = file.last_modified().map(|time| time.to_string());
+        // What follows the fixed fields: times and owners as Unix has them, in bytes.
+        let extra = file.extra_data().unwrap_or_default();
+        let extra: Vec<String> = extra.iter().map(|byte| format!("{byte:02x}")).collect();
+        members.push(Member {
+            name: (String::from_utf8_lossy(file.name_raw()).into_owned(), 0),
+            time: time.unwrap_or_default(),
+            more_times: extra.concat(),
+            mode: file.unix_mode().unwrap_or_default().into(),
+            bytes: content,
+            ..Member::default()
         })?;
     }
     Some(members.list)
@@ -185,6 +235,8 @@ impl Members {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     fn tar_of(time: u64, names: &[&str]) -> Vec<u8> {
@@ -210,6 +262,27 @@ mod tests {
             ["order of members", "member a: modification time", "member b: modification time"]
         );
         assert_eq!(signs.into_iter().collect::<Vec<_>>(), [Sign::Order, Sign::MemberTime]);
+    }
+
+    fn zip_of(day: u8, content: &[u8]) -> Vec<u8> {
+        let mut archive = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        let time = zip::DateTime::from_date_and_time(2026, 11, day, 10, 11, 12).expect("a time");
+        let options = zip::write::SimpleFileOptions::default().last_modified_time(time);
+        archive.start_file("a.txt", options).expect("begun");
+        archive.write_all(content).expect("written");
+        archive.finish().expect("finished").into_inner()
+    }
+
+    #[test]
+    fn zip_is_told_by_member_too() {
+        let mut looking = Looking::new(&[]);
+        assert!(compare_zip(&mut looking, &zip_of(22, b"one\n"), &zip_of(23, b"two\n"), 0));
+        let (parts, signs) = looking.found();
+        let places: Vec<&str> = parts.iter().map(|part| part.place.as_str()).collect();
+        assert_eq!(places, ["member a.txt: modification time", "member a.txt: line 1"]);
+        assert_eq!(parts[0].lines, ["-2026-11-22 10:11:12", "+2026-11-23 10:11:12"]);
+        assert!(signs.contains(&Sign::MemberTime));
+        assert!(!compare_zip(&mut Looking::new(&[]), b"PK\x03\x04broken", b"PK\x03\x04other", 0));
     }
 
     #[test]

@@ -4,10 +4,13 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::part::Looking;
+use super::signs::Words;
 use super::text;
 
 /// Shorter runs of printable characters are no strings.
 const SHORTEST_STRING: usize = 4;
+/// More strings than these may be any.
+const MOST_TELLING: usize = 64;
 /// Strings are sought in so many bytes.
 const SEARCHED_BYTES: usize = 64 << 20;
 
@@ -39,7 +42,12 @@ pub(super) fn strings(looking: &mut Looking<'_>, place: &str, before: &[u8], aft
     if removed.is_empty() && added.is_empty() {
         return false;
     }
-    looking.recognise(&removed.join("\n"), &added.join("\n"));
+    // Among so many there is one of everything, if it is short enough.
+    let words = match removed.len() + added.len() {
+        ..=MOST_TELLING => Words::Text,
+        _ => Words::Many,
+    };
+    looking.recognise_among(&removed.join("\n"), &added.join("\n"), words);
     let lines = removed.iter().map(|line| format!("-{line}"));
     looking.part(place, lines.chain(added.iter().map(|line| format!("+{line}"))).collect());
     true

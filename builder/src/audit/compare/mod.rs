@@ -265,6 +265,7 @@ fn contents(looking: &mut Looking<'_>, before: &[u8], after: &[u8], depth: u32) 
     let done = elf::compare(looking, before, after)
         || archive::compare_ar(looking, before, after, depth)
         || archive::compare_tar(looking, before, after, depth)
+        || archive::compare_zip(looking, before, after, depth)
         || compressed::compare(looking, before, after, depth)
         || python::compare(looking, before, after)
         || text::compare(looking, before, after);

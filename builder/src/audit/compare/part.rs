@@ -128,9 +128,14 @@ impl<'a> Looking<'a> {
 
     /// Finds out what two texts that differ have in them.
     pub(super) fn recognise(&mut self, registered: &str, rebuilt: &str) {
+        self.recognise_among(registered, rebuilt, signs::Words::Text);
+    }
+
+    /// As `recognise`, in words that may be there by chance.
+    pub(super) fn recognise_among(&mut self, registered: &str, rebuilt: &str, words: signs::Words) {
         let traces = self.traces.iter().filter(|(trace, _)| rebuilt.contains(trace));
         self.signs.extend(traces.map(|(_, sign)| *sign));
-        self.signs.extend(signs::of(registered, rebuilt));
+        self.signs.extend(signs::of(registered, rebuilt, words));
     }
 
     /// Lines of a part, each with its first character.
@@ -139,8 +144,10 @@ impl<'a> Looking<'a> {
             self.left_out += 1;
             return;
         }
-        let more = lines.len().saturating_sub(MOST_LINES);
-        lines.truncate(MOST_LINES);
+        from_difference(&mut lines);
+        let all = lines.len();
+        shorten(&mut lines);
+        let more = all - lines.len();
         for line in &mut lines {
             if let Some((end, _)) = line.char_indices().nth(MOST_CHARACTERS) {
                 line.truncate(end);
@@ -156,5 +163,84 @@ impl<'a> Looking<'a> {
             place = if place.is_empty() { within } else { format!("{within}: {place}") };
         }
         self.parts.push(Part { place, lines });
+    }
+}
+
+/// Leaves so many lines as there is room for, and of both sides some.
+fn shorten(lines: &mut Vec<String>) {
+    if lines.len() <= MOST_LINES {
+        return;
+    }
+    let of = |side: char| lines.iter().filter(|line| line.starts_with(side)).count();
+    let (removed, added) = (of('-'), of('+'));
+    let half = MOST_LINES / 2;
+    let (mut removed, mut added) = (
+        removed.min(half.max(MOST_LINES.saturating_sub(added))),
+        added.min(half.max(MOST_LINES.saturating_sub(removed))),
+    );
+    let mut both = MOST_LINES.saturating_sub(removed + added);
+    lines.retain(|line| {
+        let room = match line.as_bytes().first() {
+            Some(b'-') => &mut removed,
+            Some(b'+') => &mut added,
+            _ => &mut both,
+        };
+        let fits = *room > 0;
+        *room = room.saturating_sub(1);
+        fits
+    });
+}
+
+/// Of a long line that became another, what is shown begins shortly before they differ.
+fn from_difference(lines: &mut [String]) {
+    const BEFORE: usize = 40;
+    let changed: Vec<usize> = (0..lines.len()).filter(|at| !lines[*at].starts_with(' ')).collect();
+    let [one, other] = changed[..] else { return };
+    let same = lines[one].chars().zip(lines[other].chars()).skip(1).take_while(|(a, b)| a == b);
+    let Some(skipped) =
+        same.count().checked_sub(BEFORE).filter(|it| *it + BEFORE > MOST_CHARACTERS / 2)
+    else {
+        return;
+    };
+    for at in [one, other] {
+        let side: String = lines[at].chars().take(1).collect();
+        lines[at] = side + "…" + &lines[at].chars().skip(1 + skipped).collect::<String>();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(lines: Vec<String>) -> Vec<String> {
+        let mut looking = Looking::new(&[]);
+        looking.part("", lines);
+        looking.found().0.remove(0).lines
+    }
+
+    #[test]
+    fn both_sides_have_room() {
+        let side =
+            |side: &str, count: usize| (0..count).map(|n| format!("{side}{n}")).collect::<Vec<_>>();
+        let count =
+            |lines: &[String], side: char| lines.iter().filter(|it| it.starts_with(side)).count();
+        for (removed, added, expected) in
+            [(30, 30, (12, 12)), (30, 2, (22, 2)), (3, 90, (3, 21)), (4, 4, (4, 4))]
+        {
+            let lines = shown([side("-", removed), side("+", added)].concat());
+            assert_eq!((count(&lines, '-'), count(&lines, '+')), expected);
+            let more = removed + added - expected.0 - expected.1;
+            let last = lines.last().expect("there are some");
+            assert_eq!(last.contains(&format!("{more} lines more")), more > 0, "{last}");
+        }
+    }
+
+    #[test]
+    fn long_lines_are_shown_where_they_differ() {
+        let long = "x".repeat(1000);
+        let lines = shown(vec![format!("-{long}one"), format!("+{long}two")]);
+        assert!(lines[0].starts_with("-…x") && lines[0].ends_with("xone"), "{lines:?}");
+        assert!(lines[1].starts_with("+…x") && lines[1].ends_with("xtwo"), "{lines:?}");
+        assert_eq!(shown(vec!["-a".into(), "+b".into()]), ["-a", "+b"]);
     }
 }

@@ -42,9 +42,10 @@ fn lines(looking: &mut Looking<'_>, before: &str, after: &str) {
         };
         let (old, new) = (side(similar::ChangeTag::Delete), side(similar::ChangeTag::Insert));
         looking.recognise(&old, &new);
-        let shown = changes
-            .iter()
-            .map(|it| format!("{}{}", it.tag(), it.value().trim_end_matches(['\n', '\r'])));
+        let shown = changes.iter().map(|it| match it.value().strip_suffix('\n') {
+            Some(line) => format!("{}{line}", it.tag()),
+            None => format!("{}{} (no end of the line)", it.tag(), it.value()),
+        });
         looking.part(&format!("line {number}"), shown.collect());
     }
 }
