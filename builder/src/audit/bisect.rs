@@ -221,19 +221,37 @@ impl Auditor<'_> {
                 steady_under.push(dimension);
             }
         }
-        // What was registered on another day agrees with no rebuild, and all of them with each
-        // other; unless the clock is another one.
-        let mut when = Vec::new();
-        if recurs && can_be_varied(self, &Dimension::Clock) {
-            let varied = self.round(&Set::from([Dimension::Clock]))?.trees;
-            if !varied.is_empty() && !agree(&[plain.swap_remove(0), varied]) {
-                when.push(Dimension::Clock);
-            }
-        }
-        let mut difference = self.difference(&when, Rc::new(control), &points, false)?;
+        let when: &[Dimension] = if recurs
+            && can_be_varied(self, &Dimension::Clock)
+            && self.is_clocks(&points, enough)?
+        {
+            &[Dimension::Clock]
+        } else {
+            &[]
+        };
+        let mut difference = self.difference(when, Rc::new(control), &points, false)?;
         (difference.steady_under, difference.recurs) = (steady_under, recurs);
         difference.causes = self.causes(&difference);
         Ok(difference)
+    }
+
+    /// Whether rebuilds that agree with each other don't if the clock is another one: then what is
+    /// registered differs because it is of another day.
+    fn is_clocks(&mut self, points: &BTreeSet<Point>, enough: usize) -> Result<bool, FailureCause> {
+        let mut usual = self.round(&Set::new())?.trees;
+        for _ in 0..enough.div_ceil(2) {
+            let varied = self.round(&Set::from([Dimension::Clock]))?.trees;
+            let again = self.round(&Set::new())?.trees;
+            let differs = |one: &Trees| !compare::points(one, &again).is_disjoint(points);
+            if [&usual, &varied, &again].iter().any(|it| it.is_empty())
+                || !differs(&varied)
+                || differs(&usual)
+            {
+                return Ok(false);
+            }
+            usual = again;
+        }
+        Ok(true)
     }
 
     /// Describes what differs in a round, and keeps its outputs.

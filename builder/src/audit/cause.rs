@@ -223,6 +223,14 @@ const SLOW: Pattern = pattern(
     "rebuilds agree with each other, but not with what is registered: the date, or another machine or emulator",
     "SOURCE_DATE_EPOCH instead of the clock; compare srp show of both machines",
 );
+/// What the varied clock may do to builds that are reproducible.
+const FILE_AGE: Pattern = pattern(
+    "file-age",
+    &[],
+    &[],
+    "the time of a file is compared with the time of day, or set to it and compared with others: the audit's clock is ahead, and the times that the kernel gives files are not",
+    "if that is so, it is the audit's doing: compare without --vary clock, or on another day",
+);
 /// As `RANDOM`, where one processor makes it steady.
 const RACE: Pattern = pattern(
     "race",
@@ -276,6 +284,9 @@ pub(super) fn causes(seen: &Seen<'_>) -> Vec<Cause> {
     found.extend(CAUSES.iter().filter(|pattern| by_sign(pattern) && by_dimension(pattern)));
     found.extend(CAUSES.iter().filter(by_dimension));
     found.extend(CAUSES.iter().filter(by_sign));
+    if seen.when.contains(&Dimension::Clock) && !signs.contains(&Sign::Date) {
+        found.push(&FILE_AGE);
+    }
     if found.is_empty() && seen.when.is_empty() {
         found.push(if seen.recurs { &SLOW } else { &RANDOM });
     }

@@ -20,7 +20,7 @@ use super::witness::Witness;
 use crate::request::FailureCause;
 
 /// Counts up when an older file no longer tells what an audit would.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// In the store.
 const DIRECTORY: &str = "audits";
