@@ -237,6 +237,8 @@ impl<'a> Auditor<'a> {
         for source in work.role(Role::Sources) {
             sources_bytes += store.info(&source)?.size_bytes;
         }
+        let realisation = store.realisation(&claim.resolved)?;
+        let took = realisation.map(|it| it.route.milliseconds).filter(|it| *it > 0);
         let store_in_memory = nix::sys::statfs::statfs(store.root())
             .is_ok_and(|found| found.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
         let scratch = store.scratch()?;
@@ -250,6 +252,7 @@ impl<'a> Auditor<'a> {
             // Objects, programs with debug information, and a copy of the sources.
             build_bytes: 6 * sources_bytes + 3 * size_bytes,
             store_in_memory,
+            limit_seconds: limit_seconds(took),
             turn: 0,
             emulator,
         };
@@ -391,6 +394,14 @@ impl<'a> Auditor<'a> {
     }
 }
 
+/// How long a rebuild may take if the build took so long; what was built elsewhere has no time.
+fn limit_seconds(took_milliseconds: Option<u64>) -> u64 {
+    const LEAST: u64 = 15 * 60;
+    const UNKNOWN: u64 = 12 * 60 * 60;
+    const TIMES: u64 = 20;
+    took_milliseconds.map_or(UNKNOWN, |it| (it / 1000 * TIMES).max(LEAST))
+}
+
 /// An emulator of this machine's own architecture, made ready in a scratch directory.
 fn emulator(
     store: &Store,
@@ -411,4 +422,16 @@ fn emulator(
         environment: spec.environment().collect(),
         name: object.path_name().to_string(),
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rebuild_ends() {
+        assert_eq!(limit_seconds(Some(100)), 900);
+        assert_eq!(limit_seconds(Some(3_600_000)), 72_000);
+        assert_eq!(limit_seconds(None), 43_200);
+    }
 }

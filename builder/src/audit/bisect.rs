@@ -34,8 +34,8 @@ struct Suspicion {
 fn enough(milliseconds: u64) -> usize {
     match milliseconds {
         ..1_000 => 10,
-        ..30_000 => 5,
-        ..600_000 => 3,
+        1_000..30_000 => 5,
+        30_000..600_000 => 3,
         _ => 2,
     }
 }

@@ -64,6 +64,8 @@ pub(crate) struct Surroundings {
     pub(crate) build_bytes: u64,
     /// Whether the store is in memory.
     pub(crate) store_in_memory: bool,
+    /// How long a rebuild may take whose definition sets no limit.
+    pub(crate) limit_seconds: u64,
     /// What of its values a dimension takes: what cancels out in one round doesn't in the next.
     pub(crate) turn: usize,
     /// An emulator of this machine's own architecture; or why the runner can't be another.

@@ -50,6 +50,8 @@ pub(super) fn rebuild(
     let scratch = work.store.scratch()?;
     let plans: RefCell<Option<Plans>> = RefCell::default();
     let vary = |plan: &mut SandboxPlan| {
+        // What waits for something that a dimension keeps from it would wait for ever.
+        plan.limits.seconds.get_or_insert(around.limit_seconds);
         let usual = plan.clone();
         let mut varied = BTreeMap::new();
         for dimension in dimensions {
