@@ -93,6 +93,9 @@ impl Answers {
             (Some(clock), _) if deadline::is_wait(question.call) => {
                 wait(listener, clock, &mut self.held, &question)
             }
+            (Some(clock), _) if deadline::is_timer(question.call) => {
+                set_timer(listener, clock, &question)
+            }
             (Some(clock), _) => {
                 let (writes, value) = clock.answer(question.call, &question.arguments)?;
                 match write(listener, &question, &writes) {
@@ -165,6 +168,35 @@ fn wait(
             held.hold(question.id, time, end);
             Ok(())
         }
+    }
+}
+
+/// Sets a process's timer to a time of day.
+fn set_timer(
+    listener: BorrowedFd<'_>,
+    clock: &Clock,
+    question: &Notification,
+) -> Result<(), Errno> {
+    let memory = match memory(listener, question) {
+        // A program that lets nobody look into it sees the usual time.
+        Err(Errno::EACCES) => return sys::pass_notification(listener, question.id),
+        memory => memory?,
+    };
+    let is_valid = || sys::notification_is_valid(listener, question.id);
+    let answer = match deadline::set_timer(question, &memory, clock.ahead_seconds(), is_valid) {
+        Ok(None) => return sys::pass_notification(listener, question.id),
+        Ok(Some(before)) => match question.arguments[3] {
+            0 => Ok(0),
+            place => {
+                let before = before.map(i64::to_ne_bytes).concat();
+                write(listener, question, &[(place, before)]).map(|()| 0)
+            }
+        },
+        Err(errno) => Err(errno),
+    };
+    match answer {
+        Err(Errno::ENOENT) => Err(Errno::ENOENT),
+        answer => sys::answer_notification(listener, question.id, answer),
     }
 }
 

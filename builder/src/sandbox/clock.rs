@@ -9,8 +9,8 @@
 //! stopped, and that name is taken out of what it is told. C libraries then make the call, static
 //! ones too.
 //!
-//! What stays as it is: clocks that don't count from 1970, the times of files, and timers and
-//! message queues that are given a time of day.
+//! What stays as it is: clocks that don't count from 1970, the times of files, and a process's timers
+//! (`timer_settime`) and message queues that are given a time of day.
 
 use std::collections::HashSet;
 use std::fs::OpenOptions;
@@ -68,6 +68,11 @@ type Writes = Vec<(u64, Vec<u8>)>;
 impl Clock {
     pub(super) fn new(ahead_seconds: i64) -> Clock {
         Clock { ahead_seconds, traced: HashSet::new() }
+    }
+
+    /// How far the time is ahead.
+    pub(super) fn ahead_seconds(&self) -> i64 {
+        self.ahead_seconds
     }
 
     /// The time as the sandbox sees it: seconds and nanoseconds since 1970.

@@ -1,12 +1,14 @@
 //! Waiting until a time of day, where init answers what time it is.
 //!
 //! The kernel's clock is not the one that programs see (`clock`), so it would let them wait for as
-//! long as that one is ahead. Two system calls wait for a time of day: a sleep until then, which
-//! init holds until it is over, and a wait for another thread (futex), of which init knows only the
-//! deadline. It lets that one return early, again and again: every caller has to reckon with
-//! returns for no reason (futex(2)), looks at what it waits for, and waits on.
+//! long as that one is ahead. Three system calls are about a time of day to come: a sleep until
+//! then, which init holds until it is over; a wait for another thread (futex), of which init knows
+//! only the deadline; and a timer with a descriptor, which init sets as the kernel's clock has it.
+//! The second it lets return early, again and again: every caller has to reckon with returns for no
+//! reason (futex(2)), looks at what it waits for, and waits on.
 
 use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
@@ -14,13 +16,18 @@ use nix::errno::Errno;
 use nix::libc;
 
 use super::bpf::{Field, Program, Test};
+use super::order::descriptor_of;
+use super::sys::{self, Notification};
 
 const SLEEP: u32 = libc::SYS_clock_nanosleep as u32;
 const CLOCKS: [u32; 2] = [libc::CLOCK_REALTIME as u32, libc::CLOCK_TAI as u32];
 const WAIT: u32 = libc::SYS_futex as u32;
+const SET_TIMER: u32 = libc::SYS_timerfd_settime as u32;
 /// Of a futex call's operation: what it does, and by which clock.
 const OPERATION_AND_CLOCK: u32 = 0x7f | libc::FUTEX_CLOCK_REALTIME as u32;
 const WAIT_UNTIL: u32 = (libc::FUTEX_WAIT_BITSET | libc::FUTEX_CLOCK_REALTIME) as u32;
+/// The clocks of timers that count from 1970: `CLOCK_REALTIME`, and the one that wakes the machine.
+const TIMER_CLOCKS: [libc::clockid_t; 2] = [libc::CLOCK_REALTIME, libc::CLOCK_REALTIME_ALARM];
 /// How soon who waits for a thread looks again: late enough to cost nothing, and soon enough not to
 /// be noticed.
 const LOOK_AGAIN: Duration = Duration::from_millis(4);
@@ -38,6 +45,11 @@ pub(super) fn questions(program: &mut Program) {
         });
         p.answer(libc::SECCOMP_RET_ALLOW);
     });
+    program.when(Test::Equal(SET_TIMER), |p| {
+        p.load(Field::Argument(1));
+        p.when(Test::AnyBitOf(libc::TFD_TIMER_ABSTIME as u32), ask);
+        p.answer(libc::SECCOMP_RET_ALLOW);
+    });
     program.when(Test::Equal(WAIT), |p| {
         p.load(Field::Argument(1)).and(OPERATION_AND_CLOCK);
         p.when(Test::Equal(WAIT_UNTIL), |p| {
@@ -51,9 +63,47 @@ pub(super) fn questions(program: &mut Program) {
     });
 }
 
-/// Whether this is a call of this module's.
+/// Whether this is a call of this module's that waits.
 pub(super) fn is_wait(call: u32) -> bool {
     call == SLEEP || call == WAIT
+}
+
+/// Whether this is a call of this module's that sets a timer.
+pub(super) fn is_timer(call: u32) -> bool {
+    call == SET_TIMER
+}
+
+/// Sets a process's timer to when it expires by the kernel's clock, which is so far behind. Returns
+/// what the timer was set to, as the kernel writes it; `None`: it is the kernel's to set. That the
+/// process still waits is to be looked at by `is_valid` before anything is set.
+pub(super) fn set_timer(
+    question: &Notification,
+    memory: &File,
+    ahead_seconds: i64,
+    is_valid: impl FnOnce() -> Result<(), Errno>,
+) -> Result<Option<[i64; 4]>, Errno> {
+    let [number, flags, new, ..] = question.arguments;
+    let Some(timer) = descriptor_of(question.pid, number as i32) else { return Ok(None) };
+    is_valid()?;
+    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", timer.as_raw_fd()));
+    let about = about.unwrap_or_default();
+    let clock = about.lines().find_map(|line| line.strip_prefix("clockid:"));
+    let clock = clock.and_then(|clock| clock.trim().parse().ok());
+    if !clock.is_some_and(|clock: libc::clockid_t| TIMER_CLOCKS.contains(&clock)) {
+        return Ok(None);
+    }
+    let bytes = word::<32>(memory, new)?;
+    let mut setting = [0; 4];
+    for (value, bytes) in setting.iter_mut().zip(bytes.chunks_exact(8)) {
+        *value = i64::from_ne_bytes(bytes.try_into().map_err(|_| Errno::EFAULT)?);
+    }
+    // Interval, then expiry, each in seconds and nanoseconds. Never is no time of day.
+    if setting[2..] == [0, 0] {
+        return Ok(None);
+    }
+    // What is over for the process is over for the kernel.
+    setting[2] = setting[2].saturating_sub(ahead_seconds).max(1);
+    sys::set_timer(timer.as_fd(), flags as i32, setting).map(Some)
 }
 
 /// What becomes of a call that waits.
@@ -167,6 +217,8 @@ mod tests {
             [futex(9 + 256, 8), futex(9 + 128 + 256, 1 << 40), futex(9 + 256, 0)],
             [true, true, false]
         );
+        let timer = |flags| asks(SET_TIMER, [3, flags, 8, 0, 0, 0]);
+        assert_eq!([timer(0), timer(1), timer(3)], [false, true, true]);
         assert!(!asks(libc::SYS_read as u32, [0; 6]));
     }
 

@@ -474,6 +474,26 @@ pub(super) fn real_time() -> Result<(i64, i64)> {
     Ok((time[0], time[1]))
 }
 
+/// Sets a timer that has a descriptor: interval and expiry, each in seconds and nanoseconds. Returns
+/// what it was set to.
+pub(super) fn set_timer(
+    timer: BorrowedFd<'_>,
+    flags: libc::c_int,
+    setting: [i64; 4],
+) -> Result<[i64; 4]> {
+    let time = |seconds, nanoseconds| libc::timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+    let [interval, nanoseconds, expiry, more] = setting;
+    let new =
+        libc::itimerspec { it_interval: time(interval, nanoseconds), it_value: time(expiry, more) };
+    let mut old = libc::itimerspec { it_interval: time(0, 0), it_value: time(0, 0) };
+    // SAFETY: the kernel reads one struct and writes the other, both alive during the call.
+    let result =
+        unsafe { libc::timerfd_settime(timer.as_raw_fd(), flags, &raw const new, &raw mut old) };
+    Errno::result(result)?;
+    let (interval, expiry) = (old.it_interval, old.it_value);
+    Ok([interval.tv_sec, interval.tv_nsec, expiry.tv_sec, expiry.tv_nsec])
+}
+
 /// Two ends of a socket for messages, closed by `exec`.
 pub(super) fn socket_pair() -> Result<(OwnedFd, OwnedFd)> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};

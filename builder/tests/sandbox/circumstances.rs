@@ -26,11 +26,20 @@ fn waits_end_when_the_sandbox_says_so() {
     let fixture = Fixture::new();
     let program = fixture.directory.join("build/program");
     let (word, now, soon, late) = (DATA, DATA + 8, DATA + 24, DATA + 40);
+    let over = DATA + 72;
     let ask: Call = (228, [0, now, 0, 0, 0, 0]);
     let sleep = |until| -> Call { (230, [0, 1, until, 0, 0, 0]) };
     // FUTEX_WAIT_BITSET, FUTEX_CLOCK_REALTIME, private; every bit.
     let wait = |value, until| -> Call { (202, [word, 9 | 256 | 128, value, until, 0, -1]) };
+    // A timer is descriptor 3; reading it waits until it expires.
+    let timer: Call = (283, [0, 0, 0, 0, 0, 0]);
+    let set = |setting| -> Call { (286, [3, 1, setting, 0, 0, 0]) };
+    let read: Call = (0, [3, DATA + 256, 8, 0, 0, 0]);
     let cases: &[(&str, &[Call], i32)] = &[
+        ("a timer that expires soon", &[timer, set(soon - 16), read], 0),
+        ("a timer that is over", &[timer, set(over), read], 0),
+        ("no timer", &[set(soon - 16)], libc::EBADF),
+        ("no setting", &[timer, set(now + 0x1000)], libc::EFAULT),
         ("sleeps until now", &[ask, sleep(now)], 0),
         ("sleeps until soon", &[sleep(soon)], 0),
         ("waits until now", &[ask, wait(7, now)], libc::ETIMEDOUT),
@@ -42,7 +51,7 @@ fn waits_end_when_the_sandbox_says_so() {
     for (name, calls, errno) in cases {
         let real = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         let soon = real + u64::from(AHEAD_SECONDS) + 1;
-        let times = [7, 0, 0, soon, 0, soon + 1_000_000, 0, soon, 1 << 40];
+        let times = [7, 0, 0, soon, 0, soon + 1_000_000, 0, soon, 1 << 40, 0, 0, 9, 0];
         let data: Vec<u8> = times.iter().flat_map(|word| word.to_le_bytes()).collect();
         let _ = fs::remove_file(&program);
         write_program(&program, calls, &data, Entry::Native);
