@@ -42,7 +42,7 @@ pub(crate) struct Arguments {
     /// Also audit everything that they are made from
     #[arg(long)]
     closure: bool,
-    /// How many rebuilds vary everything: more find what differs rarely
+    /// How many rebuilds vary everything, each with another date: more find what differs rarely
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
     /// What is varied, separated by commas [default: everything but the runner]
