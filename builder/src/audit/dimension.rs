@@ -94,7 +94,7 @@ pub struct Variation {
 
 /// Three years and some months: another year, month, day of the week and hour. In the time zone
 /// below it is half a day further, so that morning and afternoon don't come out the same.
-const AHEAD_SECONDS: u32 = (3 * 365 + 100) * 86_400 + 22 * 3600 + 22 * 60;
+const AHEAD_SECONDS: u32 = (3 * 365 + 99) * 86_400 + 22 * 3600 + 22 * 60;
 /// So much further with every turn, but for some: all of it lies before 2038.
 const FURTHER_SECONDS: u32 = 211 * 86_400 + 7 * 3600 + 13 * 60;
 const CLOCK_TURNS: usize = 8;
@@ -499,6 +499,9 @@ mod tests {
         assert_eq!(TIME_ZONES[0], "AUD-13:45");
         let half_days = f64::from(AHEAD_SECONDS + zone) / 43_200.0;
         assert!(half_days as u32 % 2 == 1 && half_days.fract() < 0.02, "{half_days}");
+        // Neither alone nor together, morning or evening, do they come to whole weeks.
+        let days = [AHEAD_SECONDS, AHEAD_SECONDS + zone].map(|seconds| seconds / 86_400);
+        assert!(days.iter().all(|days| days % 7 != 0 && (days + 1) % 7 != 0), "{days:?}");
         // The last of 2037, as seen from 2027: clocks with 32 bits go on until January.
         let furthest = AHEAD_SECONDS + (CLOCK_TURNS as u32 - 1) * FURTHER_SECONDS;
         assert!(furthest < 10 * 365 * 86_400);
