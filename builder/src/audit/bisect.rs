@@ -123,7 +123,8 @@ impl Auditor<'_> {
         for at in 0..suspicions.len() {
             let enough = enough(suspicions[at].rebuilt.report.milliseconds);
             let enough = enough.max(self.options.rounds);
-            loop {
+            // More are never needed; what can't be varied now and then would be tried for ever.
+            for _ in 0..2 * enough {
                 let Suspicion { when, points, .. } = &suspicions[at];
                 if !points.iter().any(|point| self.bear_out(suspicions, when, point)) {
                     break;
