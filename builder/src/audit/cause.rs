@@ -84,7 +84,7 @@ pub const CAUSES: &[Pattern] = &[
         &[Sign::MemberOwner],
         &[],
         "an archive has the owners of its members",
-        "tar --owner=0 --group=0 --numeric-owner; ar with the modifier D",
+        "tar --owner=0 --group=0 --numeric-owner; ar with the modifier D; zip -X",
     ),
     pattern(
         "member-mode",
@@ -229,7 +229,7 @@ const FILE_AGE: Pattern = pattern(
     &[],
     &[],
     "the time of a file is compared with the time of day, or set to it and compared with others: the audit's clock is ahead, and the times that the kernel gives files are not",
-    "if that is so, it is the audit's doing: compare without --vary clock, or on another day",
+    "if that is so, it is the audit's doing: leave clock out of --vary, and audit on another day",
 );
 /// As `RANDOM`, where one processor makes it steady.
 const RACE: Pattern = pattern(

@@ -200,19 +200,33 @@ fn zip_members(bytes: &[u8]) -> Option<Vec<Member>> {
         // A small archive can hold far more than there is memory.
         room = room.checked_sub(content.len() as u64)?;
         let time = file.last_modified().map(|time| time.to_string());
-        // What follows the fixed fields: times and owners as Unix has them, in bytes.
-        let extra = file.extra_data().unwrap_or_default();
-        let extra: Vec<String> = extra.iter().map(|byte| format!("{byte:02x}")).collect();
+        let (owner, more_times) = zip_extra(&file.extra_data().unwrap_or_default());
         members.push(Member {
             name: (String::from_utf8_lossy(file.name_raw()).into_owned(), 0),
             time: time.unwrap_or_default(),
-            more_times: extra.concat(),
+            more_times,
+            owner,
             mode: file.unix_mode().unwrap_or_default().into(),
             bytes: content,
             ..Member::default()
         })?;
     }
     Some(members.list)
+}
+
+/// What follows a zip member's fixed fields, in hexadecimal: its owner, and the rest, which is
+/// times. Each field has a number, a length and its bytes (APPNOTE 4.5; Info-ZIP's owners are
+/// `ux`).
+fn zip_extra(mut extra: &[u8]) -> (String, String) {
+    let (mut owner, mut times) = (String::new(), String::new());
+    while let Some(([low, high, short, long], rest)) = extra.split_first_chunk() {
+        let length = usize::from(u16::from_le_bytes([*short, *long])).min(rest.len());
+        let (field, after) = rest.split_at(length);
+        let bytes = field.iter().map(|byte| format!("{byte:02x}"));
+        if [*low, *high] == *b"ux" { &mut owner } else { &mut times }.extend(bytes);
+        extra = after;
+    }
+    (owner, times)
 }
 
 /// Members in their order, those of one name numbered.
@@ -283,6 +297,14 @@ mod tests {
         assert_eq!(parts[0].lines, ["-2026-11-22 10:11:12", "+2026-11-23 10:11:12"]);
         assert!(signs.contains(&Sign::MemberTime));
         assert!(!compare_zip(&mut Looking::new(&[]), b"PK\x03\x04broken", b"PK\x03\x04other", 0));
+    }
+
+    #[test]
+    fn owners_in_zip_are_no_times() {
+        let field = |owner: u8| [b"UT\x02\0\x03\x09ux\x03\0\x01\x01".as_slice(), &[owner]].concat();
+        assert_eq!(zip_extra(&field(7)), ("010107".to_owned(), "0309".to_owned()));
+        assert_eq!(zip_extra(b"ux\xff\0\x01"), ("01".to_owned(), String::new()));
+        assert_eq!(zip_extra(b"ux\x01"), (String::new(), String::new()));
     }
 
     #[test]
