@@ -13,6 +13,7 @@ use super::error::{FetchError, PlaceFailure, Reason};
 use super::http::{Client, Timeouts};
 use super::mirrors::Mirrors;
 use super::network::NetworkSettings;
+use super::pace::LowSpeed;
 use super::request::{FetchRequest, Fetched, Place, Progress, Sha256};
 use super::sources::{Claim, Partial, Sources};
 use super::url;
@@ -46,6 +47,7 @@ pub struct FetcherConfig {
 
 impl Default for FetcherConfig {
     fn default() -> Self {
+        let low_speed = LowSpeed::default();
         Self {
             mirrors: Mirrors::default(),
             directories: Vec::new(),
@@ -53,8 +55,8 @@ impl Default for FetcherConfig {
             user_agent: concat!("srp/", env!("CARGO_PKG_VERSION")).into(),
             connect_timeout: Duration::from_secs(10),
             answer_timeout: Duration::from_secs(30),
-            low_speed_bytes_per_second: 1024,
-            low_speed_seconds: 30,
+            low_speed_bytes_per_second: low_speed.bytes_per_second,
+            low_speed_seconds: low_speed.seconds,
             retries: 3,
             retry_delay: Duration::from_millis(500),
         }
@@ -85,8 +87,10 @@ impl Fetcher {
             patience: Patience {
                 retries: config.retries,
                 retry_delay: config.retry_delay,
-                low_speed_bytes_per_second: config.low_speed_bytes_per_second,
-                low_speed_seconds: config.low_speed_seconds,
+                low_speed: LowSpeed {
+                    bytes_per_second: config.low_speed_bytes_per_second,
+                    seconds: config.low_speed_seconds,
+                },
             },
         }
     }
@@ -241,7 +245,9 @@ fn copy(
     }
     let size_bytes = metadata.len();
     if let Some(expected) = request.size_bytes.filter(|expected| *expected != size_bytes) {
-        return Err(Failed::Place(Reason::WrongSize { expected, actual: size_bytes, html: false }));
+        let (html, encoding) = (false, None);
+        let reason = Reason::WrongSize { expected, actual: size_bytes, html, encoding };
+        return Err(Failed::Place(reason));
     }
     progress.began(place, 0, Some(size_bytes));
     let mut started = partial.length() == 0;
@@ -273,7 +279,8 @@ fn copy(
                 partial.reset()?;
             }
             let expected = request.sha256;
-            let reason = Reason::WrongHash { expected, actual, size_bytes: copied, html };
+            let (size_bytes, encoding) = (copied, None);
+            let reason = Reason::WrongHash { expected, actual, size_bytes, html, encoding };
             return Err(Failed::Place(reason));
         }
         if started {
