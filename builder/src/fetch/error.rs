@@ -290,6 +290,15 @@ pub enum Reason {
         /// How the server had encoded it, although asked not to.
         encoding: Option<String>,
     },
+    /// There is no git to fetch with.
+    #[error("git is not installed, and git sources are fetched by it")]
+    GitMissing,
+    /// The repository can't be had, or is none that can be a source.
+    #[error("git failed ({detail})")]
+    Git {
+        /// What git said, or what is wrong with the repository.
+        detail: String,
+    },
     /// A local file that isn't there or can't be read.
     #[error("cannot be read ({detail})")]
     Unreadable {

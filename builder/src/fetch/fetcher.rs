@@ -10,6 +10,7 @@ use sha2::Digest;
 
 use super::download::{Download, Failed, Patience, Transferred};
 use super::error::{FetchError, PlaceFailure, Reason};
+use super::git::{GitFetch, GitPlace};
 use super::http::{Client, Timeouts};
 use super::mirrors::Mirrors;
 use super::network::NetworkSettings;
@@ -29,6 +30,8 @@ pub struct FetcherConfig {
     pub directories: Vec<PathBuf>,
     /// Proxies and certificates.
     pub network: NetworkSettings,
+    /// The program that git sources are fetched by, by its absolute path.
+    pub git: PathBuf,
     /// What servers are told.
     pub user_agent: String,
     /// How long resolving and connecting may take, each.
@@ -52,6 +55,7 @@ impl Default for FetcherConfig {
             mirrors: Mirrors::default(),
             directories: Vec::new(),
             network: NetworkSettings::default(),
+            git: "/usr/bin/git".into(),
             user_agent: concat!("srp/", env!("CARGO_PKG_VERSION")).into(),
             connect_timeout: Duration::from_secs(10),
             answer_timeout: Duration::from_secs(30),
@@ -68,6 +72,8 @@ pub struct Fetcher {
     mirrors: Mirrors,
     directories: Vec<PathBuf>,
     client: Arc<Client>,
+    network: NetworkSettings,
+    git: PathBuf,
     patience: Patience,
 }
 
@@ -83,6 +89,8 @@ impl Fetcher {
         Self {
             mirrors: config.mirrors,
             directories: config.directories,
+            network: config.network.clone(),
+            git: config.git,
             client: Arc::new(Client::new(config.network, timeouts, config.user_agent)),
             patience: Patience {
                 retries: config.retries,
@@ -180,6 +188,17 @@ impl Fetcher {
                     }
                     fallbacks.extend(self.mirrors.fallbacks(text).into_iter().map(from_base));
                 }
+                Some("git+https" | "git+http" | "git+file" | "git+mirror") => {
+                    let repository = &text["git+".len()..];
+                    if url::scheme(repository).as_deref() != Some("mirror") {
+                        places.push(git_place(repository));
+                        continue;
+                    }
+                    match self.mirrors.resolve(repository) {
+                        Ok(urls) => places.extend(urls.iter().map(|url| git_place(url))),
+                        Err(error) => places.push(Err(failed(error.into()))),
+                    }
+                }
                 Some(scheme) => {
                     let scheme = scheme.to_owned();
                     places.push(Err(failed(Reason::UnsupportedScheme { scheme })));
@@ -213,6 +232,26 @@ impl Fetcher {
                     cancel,
                 };
                 download.run(url, partial, transferred)
+            }
+            Place::Git(text) => {
+                let invalid = |detail| Failed::Place(Reason::InvalidUrl { detail });
+                let parsed = GitPlace::parse(&text["git+".len()..]).map_err(invalid)?;
+                let low_speed = self.patience.low_speed;
+                let (program, network) = (self.git.as_path(), &self.network);
+                let fetch = GitFetch { program, network, low_speed, request, cancel };
+                progress.began(place, 0, request.size_bytes);
+                let received = |bytes| progress.received(bytes);
+                transferred.bytes += fetch.run(&parsed, partial, &received)?;
+                let actual = partial.digest();
+                if actual == request.sha256 {
+                    return Ok(());
+                }
+                let (size_bytes, html) = (partial.length(), false);
+                partial.reset()?;
+                let expected = request.sha256;
+                let encoding = None;
+                let reason = Reason::WrongHash { expected, actual, size_bytes, html, encoding };
+                Err(Failed::Place(reason))
             }
             Place::Directory(path) | Place::File(path) => {
                 let bytes = copy(path, place, request, partial, progress, cancel)?;
@@ -290,6 +329,19 @@ fn copy(
         started = true;
         file = File::open(path).map_err(unreadable)?;
     }
+}
+
+/// A commit of a repository, if what follows `git+` names one.
+fn git_place(repository: &str) -> Result<Place, PlaceFailure> {
+    let place = format!("git+{repository}");
+    let refused = |reason| PlaceFailure { place: Place::Unresolved(place.clone()), reason };
+    let parsed = GitPlace::parse(repository);
+    let GitPlace { url, .. } = parsed.map_err(|detail| refused(Reason::InvalidUrl { detail }))?;
+    match url::scheme(&url).as_deref() {
+        Some("file") if url::file_path(&url).is_some() => {}
+        _ => drop(url::parse(&url).map_err(refused)?),
+    }
+    Ok(Place::Git(place))
 }
 
 fn from_base(url: String) -> Result<Place, PlaceFailure> {

@@ -9,6 +9,7 @@
 //! <sha256 hex>-<name>            a complete file, verified, mode 0444
 //! .partial-<sha256 hex>          a transfer that was interrupted or runs now (then it is flocked)
 //! .partial-<sha256 hex>.origin   where the partial's bytes came from: URL and HTTP validator
+//! .partial-<sha256 hex>.git/     the repository that a git source is being fetched into
 //! ```
 //!
 //! Deliberately not here: unpacking (`crate::unpack`), anything about derivations or the store, and
@@ -20,6 +21,7 @@ mod download;
 mod error;
 mod fetcher;
 mod forward;
+mod git;
 pub(crate) mod http;
 mod mirrors;
 mod network;

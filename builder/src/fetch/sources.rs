@@ -259,6 +259,10 @@ impl Partial {
         Ok(partial)
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(super) fn length(&self) -> u64 {
         self.length
     }

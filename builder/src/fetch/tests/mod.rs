@@ -1,5 +1,6 @@
 //! Fetching over real sockets, with each way in which servers, mirrors and disks disappoint.
 
+mod git;
 mod places;
 mod server;
 mod servers;
