@@ -179,12 +179,21 @@ pub(crate) fn launcher() -> CommandResult<Launcher> {
 /// How sources are fetched: configuration and environment as plain values.
 pub(crate) fn fetcher_config(context: &Context) -> FetcherConfig {
     let variable = |name: &str| crate::config::text(&|name| std::env::var_os(name), name);
+    let defaults = FetcherConfig::default();
     FetcherConfig {
         mirrors: Mirrors::new(context.config.mirrors.clone()).with_apt_directory("/etc/apt"),
         directories: context.config.sources.clone(),
         network: NetworkSettings::from_variables(variable),
+        git: program("git").unwrap_or(defaults.git),
         ..FetcherConfig::default()
     }
+}
+
+/// A program's absolute path, as `PATH` has it.
+fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let places = std::env::split_paths(&path).filter(|directory| directory.is_absolute());
+    places.map(|directory| directory.join(name)).find(|program| program.is_file())
 }
 
 /// What reaches caches: proxies, certificates and buckets' credentials of the environment.

@@ -47,8 +47,12 @@ pub(crate) enum Invalid {
         "`{argument}`: {path:?}: \"*\" stands for any text within one component; there is no \"**\""
     )]
     Glob { argument: &'static str, path: String },
-    #[error("`urls`: {url:?} is not a place: https://, http:// or mirror:// is expected")]
-    Url { url: String },
+    #[error("`{argument}`: {url:?} can't be a place: {wrong}")]
+    Url { argument: &'static str, url: String, wrong: String },
+    #[error(
+        "`commit`: {text:?} is not a commit: 40 or 64 hexadecimal digits in lower case are expected"
+    )]
+    Commit { text: String },
     #[error("`unpack`: {text:?} is not an archive format: None, \"tar\" or \"deb\" is expected")]
     Unpack { text: String },
     #[error("`{argument}` is about unpacking, but `unpack` is None")]
