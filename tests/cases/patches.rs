@@ -45,6 +45,7 @@ END
         shell = base,
         tools = base,
         cmake = [players],
+        autotools = [],
         native = [],
         native_cc = "cc",
     )
@@ -53,18 +54,20 @@ END
         printf '%s\\n' hello world > greeting
         printf '%s\\n' '#!/bin/sh' 'dir=$(dirname $0)' 'cp $dir/Makefile.in Makefile' 'cp $dir/greeting . || true' > configure
         chmod +x configure
-        printf '%s\\n' 'all:' 'install:' '\\tmkdir -p $(DESTDIR)/usr/share' '\\tcp greeting $(DESTDIR)/usr/share/' \\
-            '\\ttest -z "$$(find . -newer /srp/source -name greeting)"' | sed 's/^\\\\t/\\t/' > Makefile.in
+        printf '%s\\n' 'all:' 'install:' '@mkdir -p $(DESTDIR)/usr/share' '@cp greeting $(DESTDIR)/usr/share/' |
+            tr @ '\\t' > Makefile.in
         cp Makefile.in Makefile
     """)
     fetched = fetch(name = "@NAME@", sha256 = "@SHA256@", urls = ["@URL@"])
     patches = ["//patches/first.patch", fetched]
-    plain = {"name": "p", "version": "1", "source": source}
+    # Nothing is newer than it was in the source.
+    before = 'test -z "$(find . -name greeting -newer /srp/source/source)"'
+    plain = {"name": "p", "version": "1", "source": source, "before": before}
     return {
         "make": make_package(on, patches = patches, **plain),
         "autotools": autotools_package(on, patches = patches, **plain),
         "in-tree": autotools_package(on, patches = patches, in_tree = True, **plain),
-        "gnu": gnu_package(on, source, patches = patches),
+        "gnu": gnu_package(on, source, patches = patches, before = before),
         "cmake": cmake_package(on, patches = patches, **plain),
         "wrong-order": make_package(on, patches = [fetched] + patches[:1], **plain),
         "reversed": make_package(on, patches = patches + ["//patches/first-again.patch"], **plain),
