@@ -176,7 +176,7 @@ fn one_file_under_two_names_is_fetched_once_by_any_user() {
         let place = Place::new(&twice(&server));
         let program = match root {
             true => place.give_to(NOBODY),
-            false => env!("CARGO_BIN_EXE_srp").into(),
+            false => crate::support::program(),
         };
         let start = |attrs: &[&str]| -> Child {
             let mut command = Command::new(&program);
@@ -207,7 +207,7 @@ fn a_finished_file_whose_srp_died_is_taken_over() {
     place.define("return {\"\": busybox}");
     let program = match is_root() {
         true => place.give_to(NOBODY),
-        false => env!("CARGO_BIN_EXE_srp").into(),
+        false => crate::support::program(),
     };
     let srp = |attr: &str| {
         let mut command = Command::new(&program);

@@ -4,10 +4,12 @@
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use super::{Broken, url};
@@ -141,10 +143,7 @@ impl Git<'_> {
         let output = collect(running.child.stdout.take(), limit);
         let message = running.message.take();
         let mut looked = Instant::now();
-        let status = loop {
-            if let Some(status) = running.child.try_wait().map_err(Broken::git)? {
-                break status;
-            }
+        while !running.has_ended(WaitPidFlag::WNOHANG).map_err(Broken::git)? {
             if self.cancel.is_cancelled() {
                 return Err(Broken::Cancelled);
             }
@@ -159,9 +158,8 @@ impl Git<'_> {
                 }
             }
             std::thread::sleep(TICK);
-        };
-        // Whatever it has left behind would keep the pipes open.
-        running.kill();
+        }
+        let status = running.end().map_err(Broken::git)?;
         let text = |reader: Option<Collected>| {
             let read = reader.and_then(|reader| reader.join().ok());
             read.unwrap_or_default()
@@ -219,8 +217,8 @@ impl Running {
     /// Waits for its end; what it said if that was none.
     pub(super) fn finish(mut self) -> Result<(), Broken> {
         drop(self.child.stdin.take());
-        let status = self.child.wait().map_err(Broken::git)?;
-        self.kill();
+        self.has_ended(WaitPidFlag::empty()).map_err(Broken::git)?;
+        let status = self.end().map_err(Broken::git)?;
         if status.success() {
             return Ok(());
         }
@@ -228,17 +226,37 @@ impl Running {
         Err(Reason::Git { detail: said(&said_last.unwrap_or_default()) }.into())
     }
 
-    fn kill(&mut self) {
-        if !std::mem::replace(&mut self.ended, true) {
-            let _ = killpg(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGKILL);
-            let _ = self.child.wait();
+    /// Whether it has ended, or waits until it has. It isn't reaped: while it is a zombie, no other
+    /// process group can have its number.
+    fn has_ended(&self, flags: WaitPidFlag) -> io::Result<bool> {
+        let id = Id::Pid(self.group());
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | flags;
+        loop {
+            match waitid(id, flags) {
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+                Ok(status) => return Ok(status != WaitStatus::StillAlive),
+            }
         }
+    }
+
+    /// Kills what it has left behind, and would keep its pipes open, and itself if it still runs.
+    fn end(&mut self) -> io::Result<ExitStatus> {
+        self.ended = true;
+        let _ = killpg(self.group(), Signal::SIGKILL);
+        self.child.wait()
+    }
+
+    fn group(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.kill();
+        if !self.ended {
+            let _ = self.end();
+        }
     }
 }
 
