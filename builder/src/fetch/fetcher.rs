@@ -137,7 +137,10 @@ impl Fetcher {
                     .try_place(&place, request, &mut partial, &mut transferred, progress, cancel)
                     .map(|()| place.clone())
                     .map_err(|failed| (place, failed)),
-                Err(failure) => Err((failure.place, Failed::Place(failure.reason))),
+                Err(failure) => {
+                    let PlaceFailure { place, reason } = *failure;
+                    Err((place, Failed::Place(reason)))
+                }
             };
             match outcome {
                 Ok(from) => {
@@ -162,7 +165,11 @@ impl Fetcher {
     }
 
     /// Every place to try, in order; those that can't be resolved with the reason.
-    fn places(&self, request: &FetchRequest, sources: &Path) -> Vec<Result<Place, PlaceFailure>> {
+    fn places(
+        &self,
+        request: &FetchRequest,
+        sources: &Path,
+    ) -> Vec<Result<Place, Box<PlaceFailure>>> {
         let mut places = Vec::new();
         let directories = self.directories.iter().map(PathBuf::as_path);
         for directory in std::iter::once(sources).chain(directories) {
@@ -171,7 +178,8 @@ impl Fetcher {
         }
         let mut fallbacks = Vec::new();
         for text in &request.urls {
-            let failed = |reason| PlaceFailure { place: Place::Unresolved(text.clone()), reason };
+            let failed =
+                |reason| Box::new(PlaceFailure { place: Place::Unresolved(text.clone()), reason });
             match url::scheme(text).as_deref() {
                 Some("http" | "https") => places.push(Ok(Place::Url(text.clone()))),
                 Some("file") => places.push(match url::file_path(text) {
@@ -332,9 +340,10 @@ fn copy(
 }
 
 /// A commit of a repository, if what follows `git+` names one.
-fn git_place(repository: &str) -> Result<Place, PlaceFailure> {
+fn git_place(repository: &str) -> Result<Place, Box<PlaceFailure>> {
     let place = format!("git+{repository}");
-    let refused = |reason| PlaceFailure { place: Place::Unresolved(place.clone()), reason };
+    let refused =
+        |reason| Box::new(PlaceFailure { place: Place::Unresolved(place.clone()), reason });
     let parsed = GitPlace::parse(repository);
     let GitPlace { url, .. } = parsed.map_err(|detail| refused(Reason::InvalidUrl { detail }))?;
     match url::scheme(&url).as_deref() {
@@ -344,7 +353,7 @@ fn git_place(repository: &str) -> Result<Place, PlaceFailure> {
     Ok(Place::Git(place))
 }
 
-fn from_base(url: String) -> Result<Place, PlaceFailure> {
+fn from_base(url: String) -> Result<Place, Box<PlaceFailure>> {
     match url::scheme(&url).as_deref() {
         Some("http" | "https") => Ok(Place::Url(url)),
         Some("file") if url::file_path(&url).is_some() => {
@@ -353,7 +362,7 @@ fn from_base(url: String) -> Result<Place, PlaceFailure> {
         scheme => {
             let scheme = scheme.unwrap_or("relative").to_owned();
             let reason = Reason::UnsupportedScheme { scheme };
-            Err(PlaceFailure { place: Place::Unresolved(url), reason })
+            Err(Box::new(PlaceFailure { place: Place::Unresolved(url), reason }))
         }
     }
 }

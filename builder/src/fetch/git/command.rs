@@ -229,10 +229,9 @@ impl Running {
     /// Whether it has ended, or waits until it has. It isn't reaped: while it is a zombie, no other
     /// process group can have its number.
     fn has_ended(&self, flags: WaitPidFlag) -> io::Result<bool> {
-        let id = Id::Pid(self.group());
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | flags;
         loop {
-            match waitid(id, flags) {
+            match waitid(Id::Pid(self.group()), flags) {
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
                 Ok(status) => return Ok(status != WaitStatus::StillAlive),
