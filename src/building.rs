@@ -94,7 +94,7 @@ impl Workshop {
         let broker =
             Broker::new(cores).map_err(|error| CommandError::chain(ExitCode::User, error))?;
         Ok(Workshop {
-            launcher: launcher()?,
+            launcher: launcher(),
             fetcher: Fetcher::new(fetcher_config(context)),
             substituters: substituters(context, effort, &cancel)?,
             broker,
@@ -169,11 +169,10 @@ fn present(store: &Store, keys: &[InputKey]) -> CommandResult<Option<Vec<ObjectN
     keys.iter().map(|key| realised(store, key)).collect()
 }
 
-/// The program that becomes the launcher process: this one.
-pub(crate) fn launcher() -> CommandResult<Launcher> {
-    let exe = std::env::current_exe()
-        .map_err(|error| CommandError::chain(ExitCode::User, error).hint("is /proc mounted?"))?;
-    Ok(Launcher::new(exe))
+/// Starts the launcher process from this program: by this name it is found even after its file was
+/// replaced or removed.
+pub(crate) fn launcher() -> Launcher {
+    Launcher::new("/proc/self/exe")
 }
 
 /// How sources are fetched: configuration and environment as plain values.

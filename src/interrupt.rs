@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::{SigSet, Signal};
 use srp_builder::CancelToken;
+use srp_builder::sandbox::is_ignored;
 
 use crate::error::{CommandError, CommandResult, ExitCode};
 
@@ -24,8 +25,9 @@ pub(crate) fn install() -> CommandResult<CancelToken> {
     if let Some(token) = TOKEN.get() {
         return Ok(token.clone());
     }
-    let signals =
-        SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT]);
+    // What the caller had ignored stays so: that is what nohup and a shell's `&` do.
+    let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+    let signals: SigSet = signals.into_iter().filter(|signal| !is_ignored(*signal)).collect();
     let internal = |error| CommandError::chain(ExitCode::Internal, error);
     let token = CancelToken::new().map_err(internal)?;
     let token = TOKEN.get_or_init(|| token).clone();

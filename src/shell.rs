@@ -74,7 +74,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult<u8>
     let cancel = interrupt::install()?;
     interrupt::lend_terminal();
     let outcome =
-        building::launcher()?.run(&plan, &mut std::io::sink(), &cancel).map_err(|error| {
+        building::launcher().run(&plan, &mut std::io::sink(), &cancel).map_err(|error| {
             CommandError::chain(ExitCode::User, error)
                 .hint("srp doctor shows what sandboxes need of this machine")
         })?;

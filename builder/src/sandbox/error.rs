@@ -28,6 +28,13 @@ pub enum SandboxError {
         /// Why not.
         source: io::Error,
     },
+    /// The launcher runs out of memory that nobody can change, and this machine forbids to execute
+    /// any.
+    #[error(
+        "this machine lets nobody execute memory files, out of which the sandbox launcher runs; \
+         `sysctl vm.memfd_noexec=1` allows it for those that ask for it"
+    )]
+    NoExecutableMemory,
     /// The launcher process is gone, killed from outside or by the kernel for want of memory.
     #[error("the sandbox launcher {} died", exe.display())]
     LauncherDied {

@@ -12,19 +12,16 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Pid, Uid, setresgid, setresuid};
 
 use super::apply::{Done, Setup, While, write_file};
+use super::inherited::{
+    LOCKED_BYTES, MESSAGE_QUEUE_BYTES, OPEN_FILES, PENDING_SIGNALS, STACK_BYTES,
+};
 use super::plan::{Attributes, Processors};
 
-/// The same number of open files everywhere: what every kernel grants by default.
-const OPEN_FILES: u64 = 4096;
 /// Less than any core: none is written. And unlike 0, the kernel doesn't start the host's core
 /// handler, either.
 const NO_CORE: u64 = 1;
 /// When the machine runs out of memory, the kernel takes builds before it takes srp.
 const OOM_SCORE: &str = "500";
-const STACK_BYTES: u64 = 8 << 20;
-const LOCKED_BYTES: u64 = 64 << 10;
-const PENDING_SIGNALS: u64 = 1024;
-const MESSAGE_QUEUE_BYTES: u64 = 819_200;
 
 impl Setup<'_> {
     pub(super) fn become_user(&mut self, uid: u32, gid: u32) -> Done {
@@ -77,8 +74,10 @@ pub(super) fn process_limits(processes: Option<u64>, attributes: &Attributes) ->
         raise(resource, u64::MAX)?;
     }
     raise(Resource::RLIMIT_STACK, STACK_BYTES)?;
+    // Where the caller may have none at all, there is none to be had.
+    let (_, hard) = getrlimit(Resource::RLIMIT_CORE).during(|| "read RLIMIT_CORE".to_owned())?;
     for (resource, value) in [
-        (Resource::RLIMIT_CORE, NO_CORE),
+        (Resource::RLIMIT_CORE, NO_CORE.min(hard)),
         (Resource::RLIMIT_NOFILE, OPEN_FILES),
         (Resource::RLIMIT_MEMLOCK, LOCKED_BYTES),
         (Resource::RLIMIT_SIGPENDING, PENDING_SIGNALS),

@@ -27,6 +27,7 @@ use super::cgroup::{self, Cgroup};
 use super::error::SandboxError;
 use super::outcome::Outcome;
 use super::plan::{SandboxPlan, Stdio};
+use super::program::sealed_copy;
 use super::supervise::{Supervision, supervise};
 use super::sys;
 use super::wire::{Job, Request, tell};
@@ -127,11 +128,13 @@ impl Launcher {
             return Ok(Arc::clone(process));
         }
         let (socket, theirs) = socket_pair()?;
+        let program = sealed_copy(&self.exe)?;
         // Its standard input is the socket: a descriptor number that needs no agreement.
-        let child = Command::new(&self.exe)
+        let child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
             .arg0("srp") // builds can read init's arguments: no path of the host among them
             .arg(ARGUMENT)
             .env_clear()
+            .current_dir("/") // where srp was started may be removed, or to be unmounted
             .stdin(theirs)
             .stdout(std::process::Stdio::null())
             .spawn()

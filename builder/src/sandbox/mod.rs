@@ -5,7 +5,8 @@
 //! where:
 //!
 //! - srp (`launcher`, `supervise`, `watch`, `cgroup`): threads, logs, limits. Trusted.
-//! - the launcher process (`zygote`): srp executed once more with one thread; clones sandboxes.
+//! - the launcher process (`zygote`): srp executed once more with one thread, out of sealed memory
+//!   (`program`); clones sandboxes. `inherited` says what of the caller's it keeps.
 //! - the sandbox's init (`apply`, `inside`, `identity`, `init`, `answers`,
 //!   `clock`, `order`): namespaces, mounts, filter; then process 1. The build
 //!   can neither trace nor signal it, and it decides nothing that a limit depends on.
@@ -24,12 +25,14 @@ mod deadline;
 mod error;
 mod features;
 mod identity;
+mod inherited;
 mod init;
 mod inside;
 mod launcher;
 mod order;
 mod outcome;
 mod plan;
+mod program;
 mod seccomp;
 mod steps;
 mod supervise;
@@ -45,6 +48,7 @@ pub(crate) use binfmt::copy_apart;
 pub(crate) use cgroup::out_of_memory_kills;
 pub use error::SandboxError;
 pub use features::{Feature, features};
+pub use inherited::{is_ignored, normalise_process};
 pub use launcher::Launcher;
 pub use outcome::{Isolation, Limit, LimitsBy, Observation, Outcome, Status};
 pub use plan::{
