@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use nix::errno::Errno;
 
 use super::plan::PlanError;
+use super::relay::Stream;
 use super::wire::Failure;
 
 /// Why a sandbox could not do its work.
@@ -68,6 +69,20 @@ pub enum SandboxError {
     Log {
         /// Why not.
         source: io::Error,
+    },
+    /// A standard stream is a directory: a way into the caller's file system.
+    #[error("{stream} is a directory, which no sandbox is given")]
+    DirectoryStream {
+        /// Which.
+        stream: Stream,
+    },
+    /// A standard stream of the caller's failed while it was copied.
+    #[error("{} {stream}", if *stream == Stream::Input { "cannot read" } else { "cannot write to" })]
+    Relay {
+        /// Which.
+        stream: Stream,
+        /// Why.
+        source: Errno,
     },
     /// A system call of srp's own failed.
     #[error("cannot {action}")]

@@ -15,7 +15,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::personality::{self, Persona};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, chdir, execve, getpid, pipe2, setsid};
@@ -25,8 +25,9 @@ use super::apply::Setup;
 use super::outcome::Observation;
 use super::plan::{SandboxPlan, Stdio};
 use super::sys::{self, Cloned};
+use super::terminal::TerminalSettings;
 use super::told;
-use super::wire::{Failure, Report, tell};
+use super::wire::{Failure, Order, Report, hear, tell};
 
 /// What the launcher hands to a new sandbox.
 #[derive(Debug)]
@@ -40,11 +41,13 @@ pub(super) struct Inheritance<'a> {
     pub(super) go: OwnedFd,
     /// Standard input, output and error of the command.
     pub(super) stdio: [OwnedFd; 3],
+    /// The terminal that is to take the place of the first two of them, or of all.
+    pub(super) terminal: Option<TerminalSettings>,
 }
 
 /// Is the sandbox's init, in a process that was just cloned.
 pub(super) fn run(inheritance: Inheritance<'_>) -> ! {
-    let Inheritance { plan, sources, report, go, stdio } = inheritance;
+    let Inheritance { plan, sources, report, go, stdio, terminal } = inheritance;
     // 0 to 2 are the launcher's own, empty but for its errors; the command gets others.
     let mut keep = vec![0, 1, 2, report.as_raw_fd(), go.as_raw_fd()];
     keep.extend(stdio.iter().chain(&sources).map(AsRawFd::as_raw_fd));
@@ -52,7 +55,7 @@ pub(super) fn run(inheritance: Inheritance<'_>) -> ! {
         sys::exit_now(1);
     }
     drop(go);
-    let failure = match prepare_and_start(plan, sources, &report, stdio) {
+    let failure = match prepare_and_start(plan, sources, &report, stdio, terminal) {
         Ok(never) => match never {},
         Err(failure) => failure,
     };
@@ -67,13 +70,29 @@ fn prepare_and_start(
     plan: &SandboxPlan,
     sources: Vec<OwnedFd>,
     report: &OwnedFd,
-    stdio: [OwnedFd; 3],
+    mut stdio: [OwnedFd; 3],
+    settings: Option<TerminalSettings>,
 ) -> Result<Never, Failure> {
     let prepared = Setup::new(plan, sources).run()?;
     let starting = |action: &str, errno| Failure::new("start the command", action, errno);
     let ready = Report::Ready { own_binfmt: prepared.binfmt.is_some() };
-    tell(report, &ready, &[prepared.proc.as_fd(), prepared.staging.as_fd()])
-        .map_err(|e| starting("report to srp", e))?;
+    let mut fds = vec![prepared.proc.as_fd(), prepared.staging.as_fd()];
+    let has_terminal = settings.is_some();
+    let pair = settings.as_ref().map(TerminalSettings::open).transpose();
+    let pair = pair.map_err(|e| starting("make its terminal", e))?;
+    fds.extend(pair.as_ref().map(|(controlled, _)| controlled.as_fd()));
+    tell(report, &ready, &fds).map_err(|e| starting("report to srp", e))?;
+    drop(fds);
+    // Held until the end: a terminal that nobody has open looks as if it had hung up.
+    let terminal = pair.map(|(_, terminal)| terminal);
+    if let (Some(terminal), Some(settings)) = (&terminal, &settings) {
+        let streams = if settings.has_errors { 3 } else { 2 };
+        for stream in &mut stdio[..streams] {
+            let copy = terminal.try_clone();
+            *stream =
+                copy.map_err(|_| starting("copy its terminal's descriptor", Errno::EMFILE))?;
+        }
+    }
     // Held until the end: closing it would drop the registered handlers.
     let _binfmt = prepared.binfmt;
     let emulators = prepared.emulators;
@@ -89,7 +108,8 @@ fn prepare_and_start(
     let begin = begin.map_err(|e| starting("make a pipe", e))?;
     let command = match sys::clone_process(0, false).map_err(|e| starting("fork", e))? {
         Cloned::Child => {
-            let failure = execute(plan, stdio, report, questions.as_ref().map(|(_, it)| it));
+            let questions = questions.as_ref().map(|(_, it)| it);
+            let failure = execute(plan, stdio, has_terminal, report, questions);
             let _ = tell(report, &Report::NotExecuted(failure), &[]);
             sys::exit_now(127);
         }
@@ -140,9 +160,17 @@ fn prepare_and_start(
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => sys::exit_now(1),
         }
-        // srp never writes to this socket: anything here is its end.
         if events[0].any().unwrap_or(true) {
-            sys::exit_now(1);
+            match hear(report) {
+                // The command leads a session, and what it starts a job in it; it may have ended.
+                Ok(Some((Order::Signal(number), _))) => {
+                    if let Ok(signal) = Signal::try_from(number) {
+                        let _ = killpg(command, signal);
+                    }
+                }
+                // srp is gone.
+                _ => sys::exit_now(1),
+            }
         }
         let asked = events[2].revents().unwrap_or(PollFlags::empty());
         let begun = events[3].any().unwrap_or(true);
@@ -182,12 +210,13 @@ fn other_processes() -> u64 {
 fn execute(
     plan: &SandboxPlan,
     stdio: [OwnedFd; 3],
+    has_terminal: bool,
     report: &OwnedFd,
     questions: Option<&OwnedFd>,
 ) -> Failure {
     let program = plan.command.first().map_or("", String::as_str);
     let step = format!("start {program}");
-    match become_command(plan, program, stdio, report, questions) {
+    match become_command(plan, program, stdio, has_terminal, report, questions) {
         Ok(never) => match never {},
         Err((action, errno)) => Failure::new(step, action, errno),
     }
@@ -197,14 +226,13 @@ fn become_command(
     plan: &SandboxPlan,
     program: &str,
     stdio: [OwnedFd; 3],
+    has_terminal: bool,
     report: &OwnedFd,
     questions: Option<&OwnedFd>,
 ) -> Result<Never, (String, Errno)> {
     let during = |action: &'static str| move |errno| (action.to_owned(), errno);
-    if plan.stdio != Stdio::Inherit {
-        setsid().map_err(during("start a session"))?;
-    }
-    if plan.stdio == Stdio::Terminal {
+    setsid().map_err(during("start a session"))?;
+    if has_terminal || plan.stdio == Stdio::Terminal {
         sys::control_terminal(stdio[0].as_fd()).map_err(during("take its terminal"))?;
     }
     chdir(plan.cwd.as_str()).map_err(|errno| (format!("enter {}", plan.cwd), errno))?;

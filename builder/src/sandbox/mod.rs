@@ -4,7 +4,8 @@
 //! list of what is done for it; a [`Launcher`] has it done and returns an [`Outcome`]. What happens
 //! where:
 //!
-//! - srp (`launcher`, `supervise`, `watch`, `cgroup`): threads, logs, limits. Trusted.
+//! - srp (`launcher`, `supervise`, `relay`, `watch`, `cgroup`): threads, logs, streams, limits.
+//!   Trusted.
 //! - the launcher process (`zygote`): srp executed once more with one thread, out of sealed memory
 //!   (`program`); clones sandboxes. `inherited` says what of the caller's it keeps.
 //! - the sandbox's init (`apply`, `inside`, `identity`, `init`, `answers`,
@@ -33,11 +34,13 @@ mod order;
 mod outcome;
 mod plan;
 mod program;
+mod relay;
 mod seccomp;
 mod steps;
 mod supervise;
 #[allow(unsafe_code)]
 mod sys;
+mod terminal;
 pub(crate) mod told;
 mod watch;
 mod wire;
@@ -54,6 +57,8 @@ pub use outcome::{Isolation, Limit, LimitsBy, Observation, Outcome, Status};
 pub use plan::{
     Attributes, Bind, Limits, PlanError, Processors, RootMode, SandboxPlan, SkeletonEntry, Stdio,
 };
+pub use relay::Stream;
 pub use seccomp::Abi;
 pub use steps::Step;
+pub use terminal::restore_terminal;
 pub use zygote::{FIRST_SANDBOX_UID, launcher_main};

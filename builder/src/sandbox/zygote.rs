@@ -171,7 +171,7 @@ impl Zygote {
         let at = |action: &'static str| move |errno| Failure::new("launch", action, errno);
         let cgroup = if fds.len() > 3 { fds.pop() } else { None };
         let stdio: [OwnedFd; 3] = fds.try_into().map_err(|_| Errno::EBADF).map_err(at("stdio"))?;
-        let Job { plan, slot } = read_body(body).map_err(at("read the plan"))?;
+        let Job { plan, slot, terminal } = read_body(body).map_err(at("read the plan"))?;
         let (uid, gid) = match self.identity {
             Identity::User { uid, gid } => (uid, gid),
             Identity::Root => (FIRST_SANDBOX_UID + slot, FIRST_SANDBOX_UID + slot),
@@ -197,7 +197,7 @@ impl Zygote {
                 // A panic must not unwind into the launcher's loop in its clone.
                 let init = || {
                     let Ok(report) = report.try_clone() else { sys::exit_now(1) };
-                    init::run(Inheritance { plan: &plan, sources, report, go, stdio })
+                    init::run(Inheritance { plan: &plan, sources, report, go, stdio, terminal })
                 };
                 let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(init));
                 sys::exit_now(1)
