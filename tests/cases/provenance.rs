@@ -1,14 +1,13 @@
 //! What something was made from: as a tree, as JSON, and as bills of materials.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::Value;
 use sha2::Digest as _;
 
 use crate::support::Place;
-use crate::support::host::skipped;
+use crate::support::python;
 
 /// A tool that is built, a source that is fetched, and what is made of them with the seed.
 const MADE: &str = r#"
@@ -100,7 +99,8 @@ fn bills_of_materials_are_what_their_formats_demand() {
     place.srp(&["realise", "t.x"]).succeeded();
     assert_eq!(json(&place, &["sbom", "t.x"]), spdx);
 
-    let Some(validators) = validators() else { return };
+    let what = "bills of materials by their formats' own validators";
+    let Some(validators) = python::programs(what) else { return };
     let written = |name: &str, value: &Value| {
         place.write(name, &value.to_string());
         place.path(name)
@@ -116,17 +116,4 @@ fn bills_of_materials_are_what_their_formats_demand() {
     let run = python.args(["-c", script]).arg(cyclonedx).output().unwrap();
     let said = String::from_utf8_lossy(&run.stderr);
     assert_eq!(said.trim(), "''", "what the validator says");
-}
-
-/// Where the validators of both formats are installed: those of one Python environment.
-fn validators() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).find(|it| it.join("pyspdxtools").is_file());
-    if found.is_none() {
-        skipped(
-            "bills of materials by their formats' own validators",
-            "they are not in PATH (PyPI, in one environment: spdx-tools cyclonedx-python-lib[json-validation])",
-        );
-    }
-    found
 }

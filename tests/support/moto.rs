@@ -1,19 +1,15 @@
-//! Buckets for the tests: `moto_server` (PyPI: `moto[server]`), which speaks S3 and checks signatures.
+//! Buckets for the tests: the server of `moto`, which speaks S3 and checks signatures.
 
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::host::skipped;
 use super::processes::eventually;
-
-/// 5.2.1 takes Amazon's own client for somebody with a wrong secret when it lists below a prefix.
-const SOUND: [u32; 3] = [5, 2, 5];
+use super::python::programs;
 
 /// The server, but objects are as much older as the file says that is its first argument (seconds).
 const AGED: &str = "
@@ -41,30 +37,14 @@ pub(crate) struct Moto {
 }
 
 impl Moto {
-    /// Starts it with one empty bucket, if it is installed; else says loudly what is not tested.
-    /// `SRP_TEST_MOTO` names the program if it isn't in `PATH`.
+    /// Starts it with one empty bucket, if it can be had; else says loudly what is not tested.
     pub(crate) fn with_bucket(bucket: &str, what: &str) -> Option<Moto> {
-        let named = std::env::var_os("SRP_TEST_MOTO").map(PathBuf::from);
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let found = std::env::split_paths(&path).map(|directory| directory.join("moto_server"));
-        let Some(program) = named.into_iter().chain(found).find(|program| program.is_file()) else {
-            skipped(
-                what,
-                "moto_server is not installed (PyPI: moto[server]>=5.2.5; SRP_TEST_MOTO=PATH)",
-            );
-            return None;
-        };
-        if let Some(version) = version(&program).filter(|version| *version < SOUND) {
-            let why =
-                format!("moto {version:?} refuses lists that are signed right; {SOUND:?} doesn't");
-            skipped(what, &why);
-            return None;
-        }
+        let python = programs(what)?.join("python3");
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let directory = tempfile::tempdir().unwrap();
         let age = directory.path().join("age");
         fs::write(&age, "0").unwrap();
-        let mut command = Command::new(interpreter(&program));
+        let mut command = Command::new(python);
         command.args(["-c", AGED]).arg(age).args(["-H", "127.0.0.1", "-p", &port.to_string()]);
         // So few names come at a time that every list has several pages.
         command.env("MOTO_S3_DEFAULT_MAX_KEYS", "3");
@@ -139,22 +119,6 @@ impl Moto {
         assert!(answer.lines().next().is_some_and(|line| line.contains(" 200 ")), "{answer}");
         answer
     }
-}
-
-/// The Python that runs a script.
-fn interpreter(script: &Path) -> String {
-    let text = fs::read_to_string(script).unwrap();
-    let line = text.lines().next().and_then(|line| line.strip_prefix("#!"));
-    line.unwrap_or_else(|| panic!("{} is no script", script.display())).trim().to_owned()
-}
-
-/// The version of moto, if its Python tells.
-fn version(program: &Path) -> Option<[u32; 3]> {
-    let mut python = Command::new(interpreter(program));
-    python.args(["-c", "import importlib.metadata as it; print(it.version('moto'))"]);
-    let text = String::from_utf8(python.output().ok()?.stdout).ok()?;
-    let numbers: Option<Vec<u32>> = text.trim().split('.').map(|it| it.parse().ok()).collect();
-    numbers?.try_into().ok()
 }
 
 /// The text of the first XML element of that name.

@@ -74,7 +74,7 @@ impl Place {
     pub(crate) fn give_to(&self, user: u32) -> PathBuf {
         self.open_to_all();
         let program = self.path("srp");
-        fs::copy(env!("CARGO_BIN_EXE_srp"), &program).unwrap();
+        fs::copy(super::program(), &program).unwrap();
         let package = seed::package(std::env::consts::ARCH, "busybox-static");
         let file = format!("{}-{}", package.sha256, package.name);
         let (from, to) = (seed::sources(&package), self.path("sources"));
@@ -89,7 +89,7 @@ impl Place {
 
     /// `srp` with these arguments, not yet run.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_srp"));
+        let mut command = Command::new(super::program());
         self.surround(&mut command).args(arguments);
         command
     }

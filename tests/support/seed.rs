@@ -17,7 +17,7 @@ use srp_builder::fetch::{
 use srp_builder::unpack::{Format, UnpackSpec, unpack};
 
 /// The lock file, from the root of the repository.
-const LOCK: &str = "derivations/seed/lock.json";
+pub(crate) const LOCK: &str = "derivations/seed/lock.json";
 
 /// A package as the lock file pins it.
 pub(crate) struct Package {
@@ -28,8 +28,20 @@ pub(crate) struct Package {
     pub(crate) size_bytes: u64,
 }
 
+/// Names a directory to which everything was copied that tests need, for a user who can't reach the
+/// repository: a program `srp`, the lock file at its own path, and the seed's cache in `seed`.
+pub(crate) const HOME: &str = "SRP_TEST_HOME";
+
+/// The directory of copies, if there is one.
+pub(crate) fn home() -> Option<PathBuf> {
+    std::env::var_os(HOME).map(PathBuf::from)
+}
+
 /// The root of the repository: the nearest directory above the crate's that has the lock file.
 pub(crate) fn repository() -> PathBuf {
+    if let Some(home) = home() {
+        return home;
+    }
     let above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
     let found = above.into_iter().find(|directory| directory.join(LOCK).is_file());
     found.expect("the tests lie within the repository").to_owned()
@@ -129,7 +141,7 @@ pub(crate) fn busybox() -> PathBuf {
 }
 
 fn cache() -> PathBuf {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("seed");
+    let directory = home().unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into()).join("seed");
     fs::create_dir_all(&directory).expect("the target directory can be written to");
     directory
 }

@@ -99,6 +99,10 @@ pub(super) fn is_listing(call: u32) -> bool {
 pub(super) fn descriptor_of(pid: Pid, number: i32) -> Option<OwnedFd> {
     // Any thread can call; before Linux 6.9 only a process's first one has a descriptor.
     const OF_A_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL as u32);
+    if number < 0 {
+        // The library takes no number that can't be a descriptor's; the kernel says EBADF.
+        return None;
+    }
     let thread = rustix::process::Pid::from_raw(pid.as_raw())?;
     match pidfd_open(thread, OF_A_THREAD).or_else(|_| pidfd_open(thread, PidfdFlags::empty())) {
         Ok(process) => pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).ok(),

@@ -8,26 +8,26 @@ use nix::unistd::{getegid, geteuid};
 use srp_builder::CancelToken;
 use srp_builder::sandbox::{Bind, BinfmtHandler, RootMode, SandboxError, Status, Stdio};
 
-use super::Test;
 use super::fixture::{Fixture, foreign_busybox, qemu};
+use super::harness::{Test, tests};
 use super::processes::eventually;
 
-pub(crate) const TESTS: &[Test] = &[
-    ("commands_exit_and_die", commands_exit_and_die),
-    ("identity_is_fixed", identity_is_fixed),
-    ("nothing_is_inherited", nothing_is_inherited),
-    ("the_root_is_read_only", the_root_is_read_only),
-    ("what_is_built_belongs_to_the_caller", what_is_built_belongs_to_the_caller),
-    ("shells_write_to_memory", shells_write_to_memory),
-    ("sysroots_are_composed", sysroots_are_composed),
-    ("files_can_be_bound", files_can_be_bound),
-    ("many_layers_are_composed", many_layers_are_composed),
-    ("a_plan_without_layers_is_a_skeleton", a_plan_without_layers_is_a_skeleton),
-    ("terminals_are_for_shells", terminals_are_for_shells),
-    ("foreign_programs_run_by_their_handler_only", foreign_programs_run_by_their_handler_only),
-    ("errors_name_the_step", errors_name_the_step),
-    ("one_launcher_serves_many_threads", one_launcher_serves_many_threads),
-    ("a_launcher_that_died_is_replaced", a_launcher_that_died_is_replaced),
+pub(crate) const TESTS: &[Test] = tests![
+    commands_exit_and_die,
+    identity_is_fixed,
+    nothing_is_inherited,
+    the_root_is_read_only,
+    what_is_built_belongs_to_the_caller,
+    shells_write_to_memory,
+    sysroots_are_composed,
+    files_can_be_bound,
+    many_layers_are_composed,
+    a_plan_without_layers_is_a_skeleton,
+    terminals_are_for_shells,
+    foreign_programs_run_by_their_handler_only,
+    errors_name_the_step,
+    one_launcher_serves_many_threads,
+    a_launcher_that_died_is_replaced,
 ];
 
 fn commands_exit_and_die() {

@@ -6,14 +6,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::libc;
 use srp_builder::sandbox::{Processors, Status};
 
-use super::Test;
 use super::fixture::Fixture;
+use super::harness::{Test, tests};
 use super::machine_code::{Call, DATA, Entry, write_program};
 
-pub(crate) const TESTS: &[Test] = &[
-    ("waits_end_when_the_sandbox_says_so", waits_end_when_the_sandbox_says_so),
-    ("fewer_processors_are_told_of", fewer_processors_are_told_of),
-    ("another_kernel_is_told_of", another_kernel_is_told_of),
+pub(crate) const TESTS: &[Test] = tests![
+    waits_end_when_the_sandbox_says_so,
+    fewer_processors_are_told_of,
+    another_kernel_is_told_of,
 ];
 
 /// Native numbers of x86_64.

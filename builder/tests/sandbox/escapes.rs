@@ -10,24 +10,24 @@ use std::process::{Command, Stdio};
 use nix::libc;
 use srp_builder::sandbox::{SandboxError, Status};
 
-use super::Test;
 use super::fixture::Fixture;
+use super::harness::{Test, tests};
 use super::machine_code::{Call, DATA, Entry, write_program};
 use super::processes::{eventually, processes_with};
 
-pub(crate) const TESTS: &[Test] = &[
-    ("nothing_of_the_host_is_mounted", nothing_of_the_host_is_mounted),
-    ("init_cannot_be_touched", init_cannot_be_touched),
-    ("tools_of_escape_fail", tools_of_escape_fail),
-    ("system_calls_are_refused", system_calls_are_refused),
-    ("other_abis_are_refused", other_abis_are_refused),
-    ("sockets_lead_nowhere", sockets_lead_nowhere),
-    ("layers_cannot_redirect_mounts", layers_cannot_redirect_mounts),
-    ("links_cannot_leave", links_cannot_leave),
-    ("crashes_do_not_reach_the_host", crashes_do_not_reach_the_host),
-    ("daemons_end_with_the_build", daemons_end_with_the_build),
-    ("killing_srp_kills_the_build", killing_srp_kills_the_build),
-    ("killing_the_launcher_kills_the_build", killing_the_launcher_kills_the_build),
+pub(crate) const TESTS: &[Test] = tests![
+    nothing_of_the_host_is_mounted,
+    init_cannot_be_touched,
+    tools_of_escape_fail,
+    system_calls_are_refused,
+    other_abis_are_refused,
+    sockets_lead_nowhere,
+    layers_cannot_redirect_mounts,
+    links_cannot_leave,
+    crashes_do_not_reach_the_host,
+    daemons_end_with_the_build,
+    killing_srp_kills_the_build,
+    killing_the_launcher_kills_the_build,
 ];
 
 fn nothing_of_the_host_is_mounted() {

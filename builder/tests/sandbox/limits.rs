@@ -5,23 +5,23 @@ use std::time::{Duration, Instant};
 use srp_builder::CancelToken;
 use srp_builder::sandbox::{Limit, LimitsBy, Processors, SandboxPlan, Status};
 
-use super::Test;
 use super::fixture::Fixture;
+use super::harness::{Test, tests};
 use super::processes::{eventually, processes_with};
 
-pub(crate) const TESTS: &[Test] = &[
-    ("fork_bombs_are_stopped", fork_bombs_are_stopped),
-    ("memory_is_limited_and_reported", memory_is_limited_and_reported),
-    ("files_in_memory_count", files_in_memory_count),
-    ("shared_pages_are_not_counted_twice", shared_pages_are_not_counted_twice),
-    ("time_is_limited", time_is_limited),
-    ("silence_is_limited", silence_is_limited),
-    ("closing_the_log_is_no_way_around_silence", closing_the_log_is_no_way_around_silence),
-    ("logs_are_limited", logs_are_limited),
-    ("cancelling_kills", cancelling_kills),
-    ("cancelling_before_the_start_counts", cancelling_before_the_start_counts),
-    ("peaks_are_recorded", peaks_are_recorded),
-    ("processors_are_shared_out", processors_are_shared_out),
+pub(crate) const TESTS: &[Test] = tests![
+    fork_bombs_are_stopped,
+    memory_is_limited_and_reported,
+    files_in_memory_count,
+    shared_pages_are_not_counted_twice,
+    time_is_limited,
+    silence_is_limited,
+    closing_the_log_is_no_way_around_silence,
+    logs_are_limited,
+    cancelling_kills,
+    cancelling_before_the_start_counts,
+    peaks_are_recorded,
+    processors_are_shared_out,
 ];
 
 const MIB: u64 = 1 << 20;

@@ -5,17 +5,17 @@ use std::fs;
 use nix::libc;
 use srp_builder::sandbox::{BinfmtHandler, SandboxPlan, Status};
 
-use super::Test;
 use super::fixture::{Fixture, foreign_busybox, qemu};
+use super::harness::{Test, tests};
 use super::machine_code::{Call, DATA, Entry, write_program};
 
-pub(crate) const TESTS: &[Test] = &[
-    ("directories_are_listed_from_their_end", directories_are_listed_from_their_end),
-    ("nothing_is_lost_while_it_is_listed", nothing_is_lost_while_it_is_listed),
-    ("listings_that_are_killed_hold_nobody_up", listings_that_are_killed_hold_nobody_up),
-    ("programs_that_cannot_be_looked_into_list", programs_that_cannot_be_looked_into_list),
-    ("errors_of_listings_are_the_kernels", errors_of_listings_are_the_kernels),
-    ("emulated_programs_list_from_the_end", emulated_programs_list_from_the_end),
+pub(crate) const TESTS: &[Test] = tests![
+    directories_are_listed_from_their_end,
+    nothing_is_lost_while_it_is_listed,
+    listings_that_are_killed_hold_nobody_up,
+    programs_that_cannot_be_looked_into_list,
+    errors_of_listings_are_the_kernels,
+    emulated_programs_list_from_the_end,
 ];
 
 fn reversed(fixture: &Fixture, script: &str) -> SandboxPlan {

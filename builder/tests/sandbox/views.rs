@@ -8,9 +8,9 @@ use std::process::Command;
 
 use nix::unistd::geteuid;
 
-use super::NOBODY;
-use super::Test;
 use super::fixture::{Copy, Fixture, busybox};
+use super::harness::NOBODY;
+use super::harness::Test;
 
 pub(crate) const TESTS: &[Test] = &[("every_path_looks_the_same", every_path_looks_the_same)];
 

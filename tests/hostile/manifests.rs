@@ -1,0 +1,5 @@
+//! Stage manifests by forgery.
+
+use crate::harness::{Test, tests};
+
+pub(crate) const TESTS: &[Test] = tests![];
