@@ -224,10 +224,13 @@ fn substituters(
     Ok(Some(Substituters::new(upstreams, policy, cancel.clone())))
 }
 
-/// Nine tenths of this machine's memory: a build that takes more is stopped before the machine is.
+/// Nine tenths of the memory that srp may use, which is the machine's or a container's: a build that
+/// takes more is stopped before the kernel stops something else.
 fn memory_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    total_kib(&text).map(|kib| kib * 1024 / 10 * 9)
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let machine = total_kib(&text).map(|kib| kib * 1024);
+    let most = [machine, srp_builder::sandbox::memory_limit_bytes()].into_iter().flatten().min();
+    most.map(|bytes| bytes / 10 * 9)
 }
 
 fn total_kib(meminfo: &str) -> Option<u64> {
@@ -265,7 +268,12 @@ fn tell(context: &Context, failures: Vec<Failure>, skipped: usize) -> CommandErr
             FailureCause::Store(StoreError::Damaged { .. } | StoreError::Corrupt { .. })
         )
     };
-    let code = if failures.iter().any(damaged) { ExitCode::Integrity } else { ExitCode::Build };
+    let panicked = |failure: &Failure| matches!(failure.cause, FailureCause::Panicked { .. });
+    let code = match () {
+        () if failures.iter().any(panicked) => ExitCode::Internal,
+        () if failures.iter().any(damaged) => ExitCode::Integrity,
+        () => ExitCode::Build,
+    };
     CommandError::new(code, summary(failures.len(), skipped))
 }
 

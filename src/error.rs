@@ -294,6 +294,9 @@ impl From<RealiseError> for CommandError {
             RealiseError::Cycle { .. } => CommandError::chain(ExitCode::User, error),
             RealiseError::Incomplete { .. } => CommandError::chain(ExitCode::Internal, error),
             RealiseError::Failed { .. } => CommandError::chain(ExitCode::Build, error),
+            RealiseError::Threads { .. } => CommandError::chain(ExitCode::User, error).hint(
+                "this user or container may have no more processes: see ulimit -u, or its limit of pids",
+            ),
             RealiseError::NoBuild { .. } => CommandError::chain(ExitCode::Build, error)
                 .hint("leave --no-build out to have them built"),
         }
@@ -314,11 +317,10 @@ impl From<SandboxError> for CommandError {
 /// What a user could do about a sandbox that didn't do its work.
 fn sandbox_hint(error: &SandboxError) -> Option<&'static str> {
     match error {
-        // These say themselves what to do, or have nothing to do with the machine.
+        // These have nothing to do with the machine, or say themselves what to do.
         SandboxError::Command { .. }
         | SandboxError::NoExecutableMemory
-        | SandboxError::Relay { .. }
-        | SandboxError::Setup { fix: Some(_), .. } => None,
+        | SandboxError::Relay { .. } => None,
         SandboxError::DirectoryStream { .. } => {
             Some("let the directory appear in the sandbox: --bind DIR")
         }

@@ -32,15 +32,19 @@ pub(crate) fn install() -> CommandResult<CancelToken> {
     let about_terminals = [Signal::SIGWINCH, Signal::SIGCONT];
     let answered = signals.into_iter().filter(|signal| !is_ignored(*signal));
     let signals: SigSet = answered.chain(about_terminals).collect();
-    let internal = |error| CommandError::chain(ExitCode::Internal, error);
-    let token = CancelToken::new().map_err(internal)?;
+    // No descriptor or no thread left: that is the machine's doing.
+    let failed = |error| {
+        CommandError::chain(ExitCode::User, error)
+            .hint("this user or container may have too few open files (ulimit -n) or processes (ulimit -u)")
+    };
+    let token = CancelToken::new().map_err(failed)?;
     let token = TOKEN.get_or_init(|| token).clone();
-    signals.thread_block().map_err(std::io::Error::from).map_err(internal)?;
+    signals.thread_block().map_err(std::io::Error::from).map_err(failed)?;
     let cancel = token.clone();
     std::thread::Builder::new()
         .name("srp-signals".to_owned())
         .spawn(move || answer(&signals, &cancel))
-        .map_err(internal)?;
+        .map_err(failed)?;
     Ok(token)
 }
 

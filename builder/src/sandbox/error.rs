@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
+use super::outcome::NotStarted;
 use super::plan::PlanError;
 use super::relay::Stream;
 use super::wire::Failure;
@@ -55,12 +56,12 @@ pub enum SandboxError {
         fix: Option<String>,
     },
     /// The command could not be executed.
-    #[error("cannot {step} in the sandbox: {action}: {errno}")]
+    #[error("cannot start {program} in the sandbox: {why}")]
     Command {
-        /// "start" and the program.
-        step: String,
-        /// What was being done.
-        action: String,
+        /// The program.
+        program: String,
+        /// What is the matter with it.
+        why: NotStarted,
         /// What the kernel answered.
         errno: Errno,
     },
@@ -114,8 +115,7 @@ impl SandboxError {
         SandboxError::Setup { step, action, errno, fix }
     }
 
-    pub(super) fn command(failure: Failure) -> Self {
-        let Failure { step, action, errno } = failure;
-        SandboxError::Command { step, action, errno: Errno::from_raw(errno) }
+    pub(super) fn command(program: String, why: NotStarted, errno: i32) -> Self {
+        SandboxError::Command { program, why, errno: Errno::from_raw(errno) }
     }
 }

@@ -21,7 +21,7 @@ use super::plan::{Attributes, Processors};
 /// handler, either.
 const NO_CORE: u64 = 1;
 /// When the machine runs out of memory, the kernel takes builds before it takes srp.
-const OOM_SCORE: &str = "500";
+const OOM_SCORE: i32 = 500;
 
 impl Setup<'_> {
     pub(super) fn become_user(&mut self, uid: u32, gid: u32) -> Done {
@@ -29,11 +29,14 @@ impl Setup<'_> {
         // A change of identity made this process's maps root's; nobody is there to trace it yet.
         nix::sys::prctl::set_dumpable(true).during(|| "own the identity maps".to_owned())?;
         unshare(CloneFlags::CLONE_NEWUSER).during(|| "unshare".to_owned())?;
+        // One who is to be killed even earlier stays so: going back takes a privilege.
+        let inherited = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+        let inherited = inherited.trim().parse().unwrap_or(OOM_SCORE);
         for (file, line) in [
             ("self/gid_map", format!("{gid} 0 1")),
             ("self/uid_map", format!("{uid} 0 1")),
             ("sys/user/max_user_namespaces", "0".to_owned()),
-            ("self/oom_score_adj", OOM_SCORE.to_owned()),
+            ("self/oom_score_adj", OOM_SCORE.max(inherited).to_string()),
         ] {
             write_file(proc.as_fd(), file, line.as_bytes())
                 .during(|| format!("write /proc/{file}"))?;

@@ -5,8 +5,10 @@
 //! from outside, where the build can't reach.
 
 use std::ffi::CString;
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{IsTerminal, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -19,10 +21,12 @@ use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, chdir, execve, getpid, pipe2, setsid};
+use object::read::elf::{FileHeader, ProgramHeader};
+use object::{Endianness, elf};
 
 use super::answers::{self, Answers};
 use super::apply::Setup;
-use super::outcome::Observation;
+use super::outcome::{NotStarted, Observation};
 use super::plan::{SandboxPlan, Stdio};
 use super::sys::{self, Cloned};
 use super::terminal::TerminalSettings;
@@ -109,8 +113,7 @@ fn prepare_and_start(
     let command = match sys::clone_process(0, false).map_err(|e| starting("fork", e))? {
         Cloned::Child => {
             let questions = questions.as_ref().map(|(_, it)| it);
-            let failure = execute(plan, stdio, has_terminal, report, questions);
-            let _ = tell(report, &Report::NotExecuted(failure), &[]);
+            let _ = tell(report, &execute(plan, stdio, has_terminal, report, questions), &[]);
             sys::exit_now(127);
         }
         Cloned::Parent { pid, .. } => pid,
@@ -206,20 +209,66 @@ fn other_processes() -> u64 {
     entries.filter(|entry| is_process(&entry.file_name())).count().saturating_sub(1) as u64
 }
 
-/// Becomes the command; returns only what prevented it.
+/// Becomes the command; returns only the report of what prevented it.
 fn execute(
     plan: &SandboxPlan,
     stdio: [OwnedFd; 3],
     has_terminal: bool,
     report: &OwnedFd,
     questions: Option<&OwnedFd>,
-) -> Failure {
+) -> Report {
     let program = plan.command.first().map_or("", String::as_str);
-    let step = format!("start {program}");
-    match become_command(plan, program, stdio, has_terminal, report, questions) {
-        Ok(never) => match never {},
-        Err((action, errno)) => Failure::new(step, action, errno),
+    let (action, errno) =
+        match become_command(plan, program, stdio, has_terminal, report, questions) {
+            Ok(never) => match never {},
+            Err(failed) => failed,
+        };
+    let why = match action.as_str() {
+        EXECUTING => why_not(&candidates(plan, program), errno),
+        _ => None,
+    };
+    let why = why.unwrap_or_else(|| NotStarted::Other { what: format!("{action}: {errno}") });
+    Report::NotExecuted { program: program.to_owned(), why, errno: errno as i32 }
+}
+
+/// The last that is done.
+const EXECUTING: &str = "execute it";
+
+/// What is the matter with a program that the kernel refused to execute.
+fn why_not(candidates: &[String], errno: Errno) -> Option<NotStarted> {
+    let found = candidates.iter().find_map(|path| Some((path, std::fs::metadata(path).ok()?)));
+    let Some((path, metadata)) = found else {
+        return (errno == Errno::ENOENT).then_some(NotStarted::Absent);
+    };
+    match errno {
+        Errno::EACCES if metadata.permissions().mode() & 0o111 == 0 => {
+            Some(NotStarted::NotExecutable)
+        }
+        Errno::ENOEXEC => Some(NotStarted::NotAProgram),
+        // The program is there: what is missing is what it needs to be run.
+        Errno::ENOENT => {
+            let mut start = Vec::new();
+            File::open(path).ok()?.take(INTERPRETER_BYTES).read_to_end(&mut start).ok()?;
+            Some(NotStarted::NoInterpreter { interpreter: interpreter(&start)? })
+        }
+        _ => None,
     }
+}
+
+/// Where in a file its interpreter is named.
+const INTERPRETER_BYTES: u64 = 4096;
+
+/// The interpreter that a script's first line or a program's header names.
+fn interpreter(start: &[u8]) -> Option<String> {
+    let text = |bytes: &[u8]| Some(String::from_utf8_lossy(bytes).into_owned());
+    if let Some(line) = start.strip_prefix(b"#!") {
+        let line = line.split(|byte| *byte == b'\n').next()?;
+        return text(line.trim_ascii().split(u8::is_ascii_whitespace).next()?);
+    }
+    let header = elf::FileHeader64::<Endianness>::parse(start).ok()?;
+    let endian = header.endian().ok()?;
+    let headers = header.program_headers(endian, start).ok()?;
+    text(headers.iter().find_map(|it| it.interpreter(endian, start).ok()?)?)
 }
 
 fn become_command(
@@ -277,10 +326,10 @@ fn become_command(
         match errno {
             Errno::ENOENT | Errno::ENOTDIR => {}
             Errno::EACCES => last = errno,
-            _ => return Err(("execute it".to_owned(), errno)),
+            _ => return Err((EXECUTING.to_owned(), errno)),
         }
     }
-    Err(("execute it".to_owned(), last))
+    Err((EXECUTING.to_owned(), last))
 }
 
 /// The root's entries, which are several, in the order in which they are listed.

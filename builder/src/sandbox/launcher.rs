@@ -118,6 +118,14 @@ impl Launcher {
         )
     }
 
+    /// Starts the launcher process, so that the first sandbox needn't wait for it. Whether that works
+    /// is said to whoever runs one.
+    pub(crate) fn prepare(&self) {
+        if let Err(error) = self.process() {
+            tracing::debug!(%error, "the sandbox launcher does not start");
+        }
+    }
+
     /// Sends a request; the socket on which reports come, and the process, kept alive.
     pub(super) fn request(
         &self,

@@ -48,12 +48,13 @@ mod zygote;
 
 pub use binfmt::BinfmtHandler;
 pub(crate) use binfmt::copy_apart;
+pub use cgroup::memory_limit_bytes;
 pub(crate) use cgroup::out_of_memory_kills;
 pub use error::SandboxError;
 pub use features::{Feature, features};
 pub use inherited::{is_ignored, normalise_process};
 pub use launcher::Launcher;
-pub use outcome::{Isolation, Limit, LimitsBy, Observation, Outcome, Status};
+pub use outcome::{Isolation, Limit, LimitsBy, NotStarted, Observation, Outcome, Status};
 pub use plan::{
     Attributes, Bind, Limits, PlanError, Processors, RootMode, SandboxPlan, SkeletonEntry, Stdio,
 };

@@ -50,7 +50,7 @@ pub(super) fn forbid_execution() -> Result<(), Errno> {
     if !own.to_string_lossy().starts_with("/memfd:") {
         return Err(Errno::EINVAL);
     }
-    fs::set_permissions("/proc/self/exe", Permissions::from_mode(0)).map_err(io)
+    fs::set_permissions("/proc/self/exe", Permissions::from_mode(0o000)).map_err(io)
 }
 
 fn executable_memory() -> Result<OwnedFd, Errno> {

@@ -202,9 +202,10 @@ impl Relay {
 
     /// After the sandbox's end: waits until what it wrote has been passed on, and gives the
     /// terminal back. Input is read no more: its thread sees that nobody is there to have it.
-    pub(super) fn finish(mut self, cancel: &CancelToken) -> Result<(), SandboxError> {
+    /// `ended`: whether that end is known, and with it that nobody writes any more.
+    pub(super) fn finish(mut self, ended: bool, cancel: &CancelToken) -> Result<(), SandboxError> {
         self.output_open = None;
-        let ended = |timeout, cancellable: bool| loop {
+        let passed_on = |timeout, cancellable: bool| loop {
             let mut events = vec![PollFd::new(self.output_ended.as_fd(), PollFlags::POLLIN)];
             if cancellable {
                 events.push(PollFd::new(cancel.descriptor(), PollFlags::POLLIN));
@@ -214,9 +215,9 @@ impl Relay {
                 _ => return events[0].any().unwrap_or(true),
             }
         };
-        // Whoever reads may take his time, but not after he had it cancelled.
-        if !ended(PollTimeout::NONE, true) {
-            ended(PollTimeout::try_from(LAST_OUTPUT).unwrap_or(PollTimeout::ZERO), false);
+        // Whoever reads may take their time, but not after they had it cancelled.
+        if !ended || !passed_on(PollTimeout::NONE, true) {
+            passed_on(PollTimeout::try_from(LAST_OUTPUT).unwrap_or(PollTimeout::ZERO), false);
         }
         drop(self.terminal.take());
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();

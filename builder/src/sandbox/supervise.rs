@@ -52,14 +52,16 @@ pub(super) fn supervise(
     cancel: &CancelToken,
 ) -> Result<Outcome, SandboxError> {
     let mut state = State::new(&supervision);
-    if let Err(error) = state.watch_over(&mut supervision, log, cancel) {
+    let watched = state.watch_over(&mut supervision, log, cancel);
+    let ended = watched.is_ok();
+    if let Err(error) = watched {
         state.fail(error);
         state.bury();
     }
     // Every writer is gone: what the pipe still holds is the end of the log.
     state.read_log(&supervision, log);
     if let Some(relay) = supervision.relay.take()
-        && let Err(error) = relay.finish(cancel)
+        && let Err(error) = relay.finish(ended, cancel)
     {
         state.failure.get_or_insert(error);
     }
@@ -280,8 +282,8 @@ impl<'a> State<'a> {
             Report::Failed(failure) => {
                 self.failure.get_or_insert_with(|| SandboxError::setup(failure));
             }
-            Report::NotExecuted(failure) => {
-                self.failure.get_or_insert_with(|| SandboxError::command(failure));
+            Report::NotExecuted { program, why, errno } => {
+                self.failure.get_or_insert_with(|| SandboxError::command(program, why, errno));
             }
             Report::Ended { status, others } => {
                 self.ended = Some(status);

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::features::ProbeResult;
-use super::outcome::Observation;
+use super::outcome::{NotStarted, Observation};
 use super::plan::SandboxPlan;
 use super::sys;
 use super::terminal::TerminalSettings;
@@ -58,7 +58,7 @@ pub(super) enum Report {
     /// Init: the command has begun, in an emulator or not.
     Began { emulated: bool },
     /// Init's child: the command could not be executed.
-    NotExecuted(Failure),
+    NotExecuted { program: String, why: NotStarted, errno: i32 },
     /// Init: the command ended, with this wait status; if it failed, with so many other processes
     /// left.
     Ended { status: i32, others: u64 },

@@ -252,7 +252,7 @@ fn errors_name_the_step() {
     let mut plan = fixture.plan("");
     plan.command = vec!["/usr/bin/missing".into()];
     let error = fixture.run(&plan).unwrap_err().to_string();
-    assert!(error.contains("/usr/bin/missing") && error.contains("ENOENT"), "{error}");
+    assert!(error.contains("start /usr/bin/missing") && error.contains("not there"), "{error}");
     let mut plan = fixture.plan("");
     plan.cwd = "/missing".into();
     let error = fixture.run(&plan).unwrap_err().to_string();
