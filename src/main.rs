@@ -19,6 +19,7 @@ mod closure;
 mod config;
 mod context;
 mod diffoscope;
+mod display;
 mod doctor;
 mod error;
 mod export;
