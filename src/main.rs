@@ -68,6 +68,12 @@ fn main() -> std::process::ExitCode {
     srp_builder::sandbox::normalise_process();
     let CommandLine { options, command } = CommandLine::parse();
     let style = Style::new(options.color, std::env::var_os("NO_COLOR").is_some());
+    let print_panic = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !srp_store::is_index_panic() {
+            print_panic(panic);
+        }
+    }));
     // A panic has printed its message already.
     let result = std::panic::catch_unwind(|| run(options, &command));
     let code = match result {

@@ -22,10 +22,9 @@ impl Estimates {
     /// What the store's index knows about what is planned.
     pub(crate) fn read(store: &Store, request: &Request, plan: &Plan) -> Estimates {
         // The index is only worth its opening where there is an order to choose.
-        let index =
-            (plan.graph.node_count() > 1).then(|| Index::open(&store.directory("index"))).and_then(
-                |index| index.inspect_err(|error| tracing::debug!(%error, "no build history")).ok(),
-            );
+        let index = (plan.graph.node_count() > 1).then(|| Index::open(store)).and_then(|index| {
+            index.inspect_err(|error| tracing::debug!(%error, "no build history")).ok()
+        });
         let history = plan
             .graph
             .node_weights()

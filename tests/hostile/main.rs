@@ -8,6 +8,8 @@
 
 #[path = "../support/harness.rs"]
 mod harness;
+#[path = "../crash/sound.rs"]
+mod sound;
 #[path = "../support/mod.rs"]
 mod support;
 
