@@ -177,13 +177,16 @@ fn functions(builder: &mut GlobalsBuilder) {
         let target = target.into_option().map(|target| check::triple("target", target));
         let reason = allow_sandbox_paths.into_option();
         let reason = reason.map(|reason| check::full_line("allow_sandbox_paths", reason));
+        let arguments = check::texts("args", args)?;
+        let environment = check::environment(env, &outputs)?;
+        check::kernel_limits(builder, &arguments, &environment)?;
         let action = Action::Build(Build {
             build: check::triple("build", build)?,
             host: check::triple("host", host)?,
             target: target.transpose()?,
             builder: check::absolute("builder", builder)?,
-            arguments: check::texts("args", args)?,
-            environment: check::environment(env, &outputs)?,
+            arguments,
+            environment,
             run: check::references("run", run, &inputs)?,
             develop: check::references("develop", develop, &inputs)?,
             inputs,

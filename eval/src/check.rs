@@ -274,6 +274,40 @@ pub(crate) fn environment(
     Ok(environment)
 }
 
+/// The most bytes of one argument, or of one variable with its name: what the kernel passes on
+/// (MAX_ARG_STRLEN, which counts a NUL, for the smallest pages).
+const ONE_TEXT_BYTES: usize = (128 << 10) - 1;
+/// The most bytes of all together: a quarter of the stack that every build has (8 MiB), less what the
+/// sandbox adds.
+const ALL_TEXTS_BYTES: usize = (2 << 20) - (64 << 10);
+/// What each takes beside its bytes: a NUL, and the pointer to it.
+const PER_TEXT_BYTES: usize = 9;
+
+/// That the kernel will pass a builder's arguments and variables on to it.
+pub(crate) fn kernel_limits(
+    builder: &str,
+    arguments: &[String],
+    environment: &BTreeMap<String, String>,
+) -> Result<(), Invalid> {
+    let arguments = arguments.iter().enumerate();
+    let arguments = arguments.map(|(index, text)| (format!("`args`: item {index}"), text.len()));
+    let variables = environment.iter().map(|(name, value)| {
+        (format!("`env`: {name:?} with its value"), name.len() + 1 + value.len())
+    });
+    let mut sum = builder.len() + PER_TEXT_BYTES;
+    for (what, bytes) in arguments.chain(variables) {
+        if bytes > ONE_TEXT_BYTES {
+            return Err(Invalid::TooLong { what, bytes, limit: ONE_TEXT_BYTES });
+        }
+        sum += bytes + PER_TEXT_BYTES;
+    }
+    if sum > ALL_TEXTS_BYTES {
+        let what = "`args` and `env` together".to_owned();
+        return Err(Invalid::TooLong { what, bytes: sum, limit: ALL_TEXTS_BYTES });
+    }
+    Ok(())
+}
+
 /// Modes and owners by path.
 pub(crate) fn permissions(
     dict: Option<Value<'_>>,

@@ -61,6 +61,11 @@ pub(crate) enum Invalid {
     Variable { name: String },
     #[error("`env`: {name:?} is set by the sandbox")]
     ReservedVariable { name: String },
+    #[error(
+        "{what}: {bytes} bytes, and the kernel passes at most {limit} on to a program: put the text \
+         into a file of the definitions and make that a source (`written_here` in lib/sources.star)"
+    )]
+    TooLong { what: String, bytes: usize, limit: usize },
     #[error("`outputs`: \"out\" is missing")]
     NoOut,
     #[error("{derivation} has no output {output:?}, only {}", quoted(outputs))]

@@ -35,6 +35,11 @@ macro_rules! refused {
 }
 
 refused! {
+    what_the_kernel_passes_on_to_no_program: [
+        "build(args = [\"a\", \"x\" * 131072])" => "`args`: item 1: 131072 bytes, and the kernel passes at most 131071 on to a program: put the text into a file",
+        "build(env = {\"BIG\": \"é\" * 65534})" => "`env`: \"BIG\" with its value: 131072 bytes, and",
+        "build(env = {\"V%d\" % i: \"x\" * 30000 for i in range(80)})" => "`args` and `env` together: 24",
+    ],
     keywords_and_types: [
         "build(bogus = 1)" => "Found `bogus` extra named parameter(s) for call to derivation",
         "build(version = 1)" => "Type of parameter `version` doesn't match, expected `str`, actual `int (repr: 1)`",
@@ -261,4 +266,11 @@ fn a_git_source_is_an_archive_from_another_place() {
     );
     let archive = archive.evaluate(&["s.t"]).goals[0].1.derivation;
     assert_eq!((hash, with), (archive, archive));
+}
+
+#[test]
+fn what_the_kernel_just_passes_on_is_taken() {
+    let fixture = with_component("build(args = [\"x\" * 131071], env = {\"BIG\": \"x\" * 131067})");
+    let derivation = fixture.derivation("s.t");
+    assert_eq!(build_of(&derivation).arguments[0].len(), 131_071);
 }
