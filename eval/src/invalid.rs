@@ -49,7 +49,9 @@ pub(crate) enum Invalid {
     Glob { argument: &'static str, path: String },
     #[error("`urls`: {url:?} is not a place: https://, http:// or mirror:// is expected")]
     Url { url: String },
-    #[error("`unpack`: {text:?} is not an archive format: None, \"tar\" or \"deb\" is expected")]
+    #[error(
+        "`unpack`: {text:?} is not an archive format: None, \"tar\", \"zip\" or \"deb\" is expected"
+    )]
     Unpack { text: String },
     #[error("`{argument}` is about unpacking, but `unpack` is None")]
     NotUnpacked { argument: &'static str },
