@@ -303,6 +303,8 @@ impl From<RealiseError> for CommandError {
 pub(crate) fn failure_hints(cause: &FailureCause) -> Vec<String> {
     match cause {
         FailureCause::Fetch(error) => error.hints(),
+        FailureCause::Scan(error) => error.hints(),
+        FailureCause::References { hints, .. } => hints.clone(),
         FailureCause::Sandbox(_) => {
             vec!["srp doctor shows what sandboxes need of this machine".to_owned()]
         }
