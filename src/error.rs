@@ -332,6 +332,8 @@ fn sandbox_hint(error: &SandboxError) -> Option<&'static str> {
 pub(crate) fn failure_hints(cause: &FailureCause) -> Vec<String> {
     match cause {
         FailureCause::Fetch(error) => error.hints(),
+        FailureCause::Scan(error) => error.hints(),
+        FailureCause::References { hints, .. } => hints.clone(),
         FailureCause::Sandbox(error) => {
             sandbox_hint(error).map(str::to_owned).into_iter().collect()
         }

@@ -184,7 +184,7 @@ fn public_url(derivation: &Derivation) -> Option<&String> {
 fn package_url(derivation: &Derivation, fetch: &srp_store::Fetch) -> String {
     let kind = match fetch.format {
         Format::Deb => "deb/debian",
-        Format::File | Format::Tar => "generic",
+        Format::File | Format::Tar | Format::Zip => "generic",
     };
     let version: String = derivation.version.bytes().map(quoted).collect();
     let at = if version.is_empty() { "" } else { "@" };

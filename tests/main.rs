@@ -9,6 +9,7 @@ mod support;
 
 mod cases {
     mod against;
+    mod archives;
     mod attestation;
     mod audit;
     mod audit_fixtures;

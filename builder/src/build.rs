@@ -259,8 +259,12 @@ impl Work<'_> {
     ) -> Result<Made, FailureCause> {
         if build.allow_sandbox_paths.is_none() {
             let mut occurrences = Vec::new();
+            let allowed = |file: &str| {
+                let mut patterns = build.for_files.allow_sandbox_paths.keys();
+                patterns.any(|pattern| scan::matches(pattern, file))
+            };
             for (tree, _) in listings.values() {
-                let found = scan::forbidden(tree, SANDBOX_PATHS)?;
+                let found = scan::forbidden(tree, SANDBOX_PATHS, &allowed, self.cancel)?;
                 occurrences.extend(found.iter().map(ToString::to_string));
             }
             if !occurrences.is_empty() {
@@ -279,6 +283,7 @@ impl Work<'_> {
             // Outputs that need each other are one thing: neither can be hashed before the other.
             let output = pending.remove(next.ok_or_else(|| FailureCause::References {
                 needs: vec![format!("its outputs {} need each other", list(&pending))],
+                hints: Vec::new(),
             })?);
             let (tree, listing) = listings.remove(&output).expect("each output once");
             let found = &references[&output];
@@ -316,10 +321,17 @@ impl Work<'_> {
         let tools = Composed::new(&roots.root, &roots.tools);
         let mut references = BTreeMap::new();
         for (output, (tree, _)) in listings {
-            let findings = scan::scan(tree)?;
-            let resolved = scan::resolve(&findings, &own, &libs, &tools, &build.ignore_references)
-                .map_err(|unresolved| FailureCause::References {
-                    needs: unresolved.iter().map(ToString::to_string).collect(),
+            let findings = scan::scan(tree, self.cancel)?;
+            let ignored = scan::Ignored {
+                everywhere: &build.ignore_references,
+                in_files: &build.for_files.ignore_references,
+            };
+            let resolved =
+                scan::resolve(&findings, &own, &libs, &tools, ignored).map_err(|unresolved| {
+                    FailureCause::References {
+                        needs: unresolved.iter().map(ToString::to_string).collect(),
+                        hints: scan::hints(&unresolved),
+                    }
                 })?;
             let mut found = Found::default();
             for (keys, kind) in

@@ -3,6 +3,7 @@
 //! The way in is [`Builder`]. This crate knows nothing of definitions, terminals or the
 //! environment: what it is to do comes as plain values.
 
+mod archive;
 pub mod audit;
 pub mod cancel;
 mod event;

@@ -159,6 +159,8 @@ pub enum FailureCause {
     References {
         /// Each in words.
         needs: Vec<String>,
+        /// What can be done about some of them.
+        hints: Vec<String>,
     },
     /// An output could not be examined.
     #[error(transparent)]

@@ -174,10 +174,11 @@ impl<'a> Work<'a> {
         let format = match fetch.format {
             Format::File => unpack::Format::File,
             Format::Tar => unpack::Format::Tar,
+            Format::Zip => unpack::Format::Zip,
             Format::Deb => unpack::Format::Deb,
         };
         let spec = UnpackSpec {
-            strip: fetch.strip as u32,
+            strip: u32::try_from(fetch.strip).unwrap_or(u32::MAX),
             only: fetch.only.clone(),
             exclude: fetch.exclude.clone(),
             rename: fetch.rename.clone(),

@@ -6,7 +6,7 @@
 
 #![allow(clippy::too_many_arguments, reason = "keywords of the definition language, not positions")]
 
-use srp_store::{Action, Advice, Build, Derivation, Fetch, Format, Stage};
+use srp_store::{Action, Advice, Build, Derivation, Fetch, FileExceptions, Format, Stage};
 use starlark::environment::{Globals, GlobalsBuilder, LibraryExtension};
 use starlark::eval::Evaluator;
 use starlark::starlark_module;
@@ -63,6 +63,7 @@ fn functions(builder: &mut GlobalsBuilder) {
         let format = match unpack {
             NoneOr::None => Format::File,
             NoneOr::Other("tar") => Format::Tar,
+            NoneOr::Other("zip") => Format::Zip,
             NoneOr::Other("deb") => Format::Deb,
             NoneOr::Other(text) => return Err(Invalid::Unpack { text: text.to_owned() }.into()),
         };
@@ -163,7 +164,7 @@ fn functions(builder: &mut GlobalsBuilder) {
         #[starlark(require = named)] develop: Option<Value<'v>>,
         #[starlark(require = named)] ignore_references: Option<Value<'v>>,
         #[starlark(require = named)] permissions: Option<Value<'v>>,
-        #[starlark(require = named, default = NoneOr::None)] allow_sandbox_paths: NoneOr<&str>,
+        #[starlark(require = named)] allow_sandbox_paths: Option<Value<'v>>,
         #[starlark(require = named, default = "")] description: &str,
         #[starlark(require = named)] cpu_features: Option<Value<'v>>,
         #[starlark(require = named, default = NoneOr::None)] memory_mib: NoneOr<u64>,
@@ -175,11 +176,13 @@ fn functions(builder: &mut GlobalsBuilder) {
         let inputs = check::inputs(tools, libs, sources)?;
         let outputs = check::outputs(outputs)?;
         let target = target.into_option().map(|target| check::triple("target", target));
-        let reason = allow_sandbox_paths.into_option();
-        let reason = reason.map(|reason| check::full_line("allow_sandbox_paths", reason));
         let arguments = check::texts("args", args)?;
         let environment = check::environment(env, &outputs)?;
         check::kernel_limits(builder, &arguments, &environment)?;
+        let (ignore_references, ignore_in_files) =
+            check::reasons_and_files("ignore_references", ignore_references)?;
+        let (allow_sandbox_paths, allow_in_files) =
+            check::reason_or_files("allow_sandbox_paths", allow_sandbox_paths)?;
         let action = Action::Build(Build {
             build: check::triple("build", build)?,
             host: check::triple("host", host)?,
@@ -191,9 +194,13 @@ fn functions(builder: &mut GlobalsBuilder) {
             develop: check::references("develop", develop, &inputs)?,
             inputs,
             outputs,
-            ignore_references: check::reasons("ignore_references", ignore_references)?,
+            ignore_references,
             permissions: check::permissions(permissions)?,
-            allow_sandbox_paths: reason.transpose()?,
+            allow_sandbox_paths,
+            for_files: FileExceptions {
+                ignore_references: ignore_in_files,
+                allow_sandbox_paths: allow_in_files,
+            },
         });
         add(
             eval,

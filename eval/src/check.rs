@@ -106,20 +106,74 @@ fn text(
     }
 }
 
-/// A dict of things and why they are right.
-pub(crate) fn reasons(
+/// Things and why they are right; and by file, things and why they are right there.
+type ReasonsAndFiles = (BTreeMap<String, String>, BTreeMap<String, BTreeMap<String, String>>);
+
+/// A dict of things and why they are right, in which a dict in place of a reason is one of things in the
+/// file that its key names.
+pub(crate) fn reasons_and_files(
     argument: &'static str,
     dict: Option<Value<'_>>,
-) -> Result<BTreeMap<String, String>, Invalid> {
-    let reasons = text_map(argument, dict)?;
-    for (key, reason) in &reasons {
+) -> Result<ReasonsAndFiles, Invalid> {
+    let (mut reasons, mut files) = ReasonsAndFiles::default();
+    let Some(dict) = dict else { return Ok((reasons, files)) };
+    let Some(entries) = DictRef::from_value(dict) else {
+        return Err(Invalid::NotADict { argument, found: Shown::of(dict) });
+    };
+    for (key, value) in entries.iter() {
+        let key = text(argument, || "a key".to_owned(), key)?;
+        full_line(argument, &key)?;
+        if DictRef::from_value(value).is_some() {
+            let there = text_map(argument, Some(value))?;
+            check_reasons(argument, &there)?;
+            if there.is_empty() {
+                return Err(Invalid::EmptyReason { argument, key });
+            }
+            files.insert(file(argument, &key)?, there);
+        } else {
+            let reason = text(argument, || format!("the value of {key:?}"), value)?;
+            reasons.insert(key, reason);
+        }
+    }
+    check_reasons(argument, &reasons)?;
+    Ok((reasons, files))
+}
+
+/// A reason that holds everywhere, or a dict of files and why there.
+pub(crate) fn reason_or_files(
+    argument: &'static str,
+    value: Option<Value<'_>>,
+) -> Result<(Option<String>, BTreeMap<String, String>), Invalid> {
+    let Some(value) = value.filter(|value| !value.is_none()) else {
+        return Ok((None, BTreeMap::new()));
+    };
+    if DictRef::from_value(value).is_none() {
+        let reason = text(argument, || "the reason".to_owned(), value)?;
+        return Ok((Some(full_line(argument, &reason)?), BTreeMap::new()));
+    }
+    let reasons = text_map(argument, Some(value))?;
+    check_reasons(argument, &reasons)?;
+    let files = reasons.into_iter().map(|(key, reason)| Ok((file(argument, &key)?, reason)));
+    Ok((None, files.collect::<Result<_, Invalid>>()?))
+}
+
+fn check_reasons(
+    argument: &'static str,
+    reasons: &BTreeMap<String, String>,
+) -> Result<(), Invalid> {
+    for (key, reason) in reasons {
         full_line(argument, key)?;
         line(argument, reason)?;
         if reason.trim().is_empty() {
             return Err(Invalid::EmptyReason { argument, key: key.clone() });
         }
     }
-    Ok(reasons)
+    Ok(())
+}
+
+/// A file of an output, with or without a slash in front: messages name it without.
+fn file(argument: &'static str, path: &str) -> Result<String, Invalid> {
+    relative(argument, path.strip_prefix('/').unwrap_or(path))
 }
 
 /// A path in the sandbox or in an output.

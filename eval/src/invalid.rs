@@ -53,7 +53,9 @@ pub(crate) enum Invalid {
         "`commit`: {text:?} is not a commit: 40 or 64 hexadecimal digits in lower case are expected"
     )]
     Commit { text: String },
-    #[error("`unpack`: {text:?} is not an archive format: None, \"tar\" or \"deb\" is expected")]
+    #[error(
+        "`unpack`: {text:?} is not an archive format: None, \"tar\", \"zip\" or \"deb\" is expected"
+    )]
     Unpack { text: String },
     #[error("`{argument}` is about unpacking, but `unpack` is None")]
     NotUnpacked { argument: &'static str },

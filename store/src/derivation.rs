@@ -32,6 +32,7 @@ pub struct Derivation {
 /// What a derivation does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "nearly every derivation is a build")]
 pub enum Action {
     /// Runs a program in a sandbox.
     Build(Build),
@@ -45,7 +46,8 @@ pub enum Action {
 ///
 /// Canonical encoding: build, host, target (option), builder, arguments, environment, inputs (list
 /// of role, key, output), outputs, declared references (set of kind tag, input index), ignored
-/// references, permissions, sandbox paths (option).
+/// references, permissions, sandbox paths (option). Where anything is excepted for single files, that
+/// follows, and whatever holds the build is tagged `build with exceptions` instead of `build`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Build {
     /// Where the builder runs.
@@ -74,6 +76,28 @@ pub struct Build {
     pub permissions: BTreeMap<String, Permission>,
     /// Why the sandbox's own paths may stay in the outputs, if they may.
     pub allow_sandbox_paths: Option<String>,
+    /// What holds for single files only.
+    #[serde(default, skip_serializing_if = "FileExceptions::is_empty")]
+    pub for_files: FileExceptions,
+}
+
+/// Exceptions for single files of the outputs, by path without a leading slash; `*` stands for any
+/// characters.
+///
+/// Canonical encoding: ignored references (map of path to map), sandbox paths (map).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileExceptions {
+    /// Needs that nothing provides, and why that is right.
+    pub ignore_references: BTreeMap<String, BTreeMap<String, String>>,
+    /// Why the sandbox's own paths may stay in these files.
+    pub allow_sandbox_paths: BTreeMap<String, String>,
+}
+
+impl FileExceptions {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.ignore_references.is_empty() && self.allow_sandbox_paths.is_empty()
+    }
 }
 
 /// A file fetched by its hash. Where from is [`Advice::urls`].
@@ -103,6 +127,8 @@ pub enum Format {
     File,
     /// A tar archive, compressed or not.
     Tar,
+    /// A zip archive.
+    Zip,
     /// A Debian package.
     Deb,
 }
@@ -246,7 +272,7 @@ impl Derivation {
                 encode_inputs(&stage.inputs, named, &mut to);
             }
             Action::Build(build) => {
-                to.text("build");
+                to.text(build.tag());
                 to.text(&self.version);
                 for revision in [revision::SANDBOX, revision::NORMALISER, revision::SCANNER] {
                     to.integer(revision);
@@ -294,6 +320,17 @@ impl Build {
         self.ignore_references.encode(to);
         self.permissions.encode(to);
         self.allow_sandbox_paths.encode(to);
+        // Derivations from before there were any keep their hashes.
+        if !self.for_files.is_empty() {
+            self.for_files.encode(to);
+        }
+    }
+
+    const TAG: &'static str = "build";
+    const TAG_WITH_EXCEPTIONS: &'static str = "build with exceptions";
+
+    fn tag(&self) -> &'static str {
+        if self.for_files.is_empty() { Self::TAG } else { Self::TAG_WITH_EXCEPTIONS }
     }
 }
 
@@ -318,6 +355,7 @@ impl Format {
         match self {
             Format::File => "file",
             Format::Tar => "tar",
+            Format::Zip => "zip",
             Format::Deb => "deb",
         }
     }
@@ -329,7 +367,7 @@ impl Canonical for Derivation {
         to.text(&self.version);
         match &self.action {
             Action::Build(build) => {
-                to.text("build");
+                to.text(build.tag());
                 build.encode_with(&mut |key| key.to_canonical(), to);
             }
             Action::Fetch(fetch) => {
@@ -351,7 +389,17 @@ impl Canonical for Derivation {
             name: Name::decode(from)?,
             version: String::decode(from)?,
             action: match from.text()? {
-                "build" => Action::Build(Build::decode(from)?),
+                Build::TAG => Action::Build(Build::decode(from)?),
+                Build::TAG_WITH_EXCEPTIONS => {
+                    let build = Build::decode(from)?;
+                    let for_files = FileExceptions::decode(from)?;
+                    // One derivation has one encoding.
+                    if for_files.is_empty() {
+                        let tag = Build::TAG_WITH_EXCEPTIONS.to_owned();
+                        return Err(DecodeError::UnknownVariant { tag });
+                    }
+                    Action::Build(Build { for_files, ..build })
+                }
                 "fetch" => Action::Fetch(Fetch::decode(from)?),
                 "stage" => Action::Stage(Stage {
                     build: Triple::decode(from)?,
@@ -365,11 +413,8 @@ impl Canonical for Derivation {
     }
 }
 
-impl Canonical for Build {
-    fn encode(&self, to: &mut Encoder) {
-        self.encode_with(&mut |key| key.to_canonical(), to);
-    }
-
+impl Build {
+    /// Everything but the exceptions for files, which its tag announces.
     fn decode(from: &mut Decoder<'_>) -> Result<Self, DecodeError> {
         Ok(Build {
             build: Triple::decode(from)?,
@@ -385,6 +430,21 @@ impl Canonical for Build {
             ignore_references: BTreeMap::decode(from)?,
             permissions: BTreeMap::decode(from)?,
             allow_sandbox_paths: Option::decode(from)?,
+            for_files: FileExceptions::default(),
+        })
+    }
+}
+
+impl Canonical for FileExceptions {
+    fn encode(&self, to: &mut Encoder) {
+        self.ignore_references.encode(to);
+        self.allow_sandbox_paths.encode(to);
+    }
+
+    fn decode(from: &mut Decoder<'_>) -> Result<Self, DecodeError> {
+        Ok(FileExceptions {
+            ignore_references: BTreeMap::decode(from)?,
+            allow_sandbox_paths: BTreeMap::decode(from)?,
         })
     }
 }
@@ -404,7 +464,7 @@ impl Canonical for Fetch {
             sha256: Sha256::decode(from)?,
             format: {
                 let tag = from.text()?;
-                [Format::File, Format::Tar, Format::Deb]
+                [Format::File, Format::Tar, Format::Zip, Format::Deb]
                     .into_iter()
                     .find(|format| format.tag() == tag)
                     .ok_or_else(|| DecodeError::UnknownVariant { tag: tag.to_owned() })?
@@ -512,6 +572,7 @@ mod tests {
                 ignore_references: BTreeMap::new(),
                 permissions: BTreeMap::new(),
                 allow_sandbox_paths: None,
+                for_files: FileExceptions::default(),
             }),
             advice: Advice::default(),
         }
@@ -540,7 +601,17 @@ mod tests {
 
     #[test]
     fn a_derivation_is_decoded_from_its_encoding() {
-        for derivation in [source(), build()] {
+        let mut excepted = build();
+        if let Action::Build(build) = &mut excepted.action {
+            build.for_files.ignore_references =
+                [("a".to_owned(), [("b".to_owned(), "c".to_owned())].into())].into();
+        }
+        assert_ne!(excepted.static_hash(), build().static_hash());
+        let mut zip = source();
+        if let Action::Fetch(fetch) = &mut zip.action {
+            fetch.format = Format::Zip;
+        }
+        for derivation in [source(), zip, build(), excepted] {
             assert_eq!(Derivation::from_canonical(&derivation.to_canonical()), Ok(derivation));
         }
     }

@@ -34,7 +34,7 @@ mod store;
 pub use commit::Registration;
 pub use db::{History, Index, IndexError, Info, is_index_panic};
 pub use derivation::{
-    Action, Advice, Build, Derivation, Fetch, Format, Input, InputKey, Role, Stage,
+    Action, Advice, Build, Derivation, Fetch, FileExceptions, Format, Input, InputKey, Role, Stage,
 };
 pub use digest::{Digest, ObjectId, ResolvedHash, Sha256, StaticHash};
 pub use encode::Canonical;

@@ -1,35 +1,29 @@
-//! Opens what is packed, so that its content can be searched: gzip, xz, lzip, bzip2 and zstd by
-//! their magic; the members of zip, tar and ar archives, nested to a bound; the compressed
-//! sections of ELF files.
+//! Opens what is packed, so that its content can be searched: compressed streams, the members of zip,
+//! tar and ar archives, nested to a bound; the compressed sections of ELF files.
 //!
 //! It is no unpacker: nothing is written, nothing is validated, names only serve messages. What
 //! can't be decoded (a test's corrupt archive) is searched as far as it goes, as the bytes that it
-//! is. Memory is bounded per level; what is unpacked is bounded over all levels of a file.
+//! is. What decoders hold and what comes out of them is bounded over all levels of a file
+//! ([`crate::archive`]); a file that is over a bound was not searched to its end, and is refused.
 
 use std::fs::File;
-use std::io::{self, BufRead, Cursor, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
 
-use bzip2::bufread::{BzDecoder, MultiBzDecoder};
-use flate2::bufread::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
-use liblzma::bufread::XzDecoder;
-use liblzma::stream::{CONCATENATED, Stream};
+use flate2::bufread::ZlibDecoder;
 
 use super::elf::{Compression, compressed_sections};
 use super::forbidden::Search;
 use super::searching::Searching;
+use crate::archive::ar::ArReader;
+use crate::archive::tar::{TarError, TarReader};
+use crate::archive::{Kind, Signature, streams};
 
 /// How many levels (a gzip stream, an archive's member) are entered.
 pub(super) const DEPTH_LIMIT: usize = 12;
 
-/// The largest ELF member of an archive whose compressed sections are looked at: they can't be
-/// found without the whole file.
-const ELF_MEMBER_LIMIT_BYTES: u64 = 512 << 20;
-
-/// How much of a file's start tells its format: a tar header's magic ends at 262.
-const HEAD_BYTES: usize = 512;
-
-/// zstd frames may ask for any window; this is the largest that the format's tools make.
-const ZSTD_WINDOW_LOG_MAX: u32 = 31;
+/// How much of an ELF member of an archive is read at once. Its compressed sections can't be found
+/// without the whole file.
+const ELF_CHUNK_BYTES: usize = 1 << 20;
 
 /// Searches one file of a tree, at every level. Errors are those of reading the file itself.
 pub(super) fn search_file(search: &Search<'_>, file: File, size_bytes: u64) -> io::Result<()> {
@@ -46,97 +40,50 @@ pub(super) fn search_file(search: &Search<'_>, file: File, size_bytes: u64) -> i
     Ok(())
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Format {
-    Gzip,
-    Xz,
-    Lzip,
-    Bzip2,
-    Zstd,
-    Zip,
-    Tar,
-    Ar,
-    Elf,
-}
-
-impl Format {
-    fn of(head: &[u8]) -> Option<Format> {
-        // A zip archive may hide behind an interpreter line (Python's zipapps).
-        let zip = b"PK\x03\x04";
-        let behind_script = head.starts_with(b"#!")
-            && head.windows(5).any(|window| window[0] == b'\n' && window[1..] == *zip);
-        match head {
-            [0x1f, 0x8b, 8, ..] => Some(Format::Gzip),
-            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some(Format::Xz),
-            [b'L', b'Z', b'I', b'P', 0 | 1, ..] => Some(Format::Lzip),
-            [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59, ..] => {
-                Some(Format::Bzip2)
-            }
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Format::Zstd),
-            // A skippable frame, as pzstd and the seekable format write.
-            [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Format::Zstd),
-            [b'P', b'K', 3, 4, ..] => Some(Format::Zip),
-            [0x7f, b'E', b'L', b'F', ..] => Some(Format::Elf),
-            _ if behind_script => Some(Format::Zip),
-            _ if head.starts_with(b"!<arch>\n") => Some(Format::Ar),
-            _ if head.get(257..262) == Some(b"ustar") => Some(Format::Tar),
-            _ => None,
-        }
-    }
-}
-
 /// Enters what `reader` holds, if it is a container. The raw bytes are searched by whoever is
 /// behind `reader`; how much of them is read here does not matter.
 fn contents(search: &Search<'_>, reader: &mut dyn BufRead, inside: &mut Vec<String>) {
-    let mut head = Vec::with_capacity(HEAD_BYTES);
-    if Read::take(&mut *reader, HEAD_BYTES as u64).read_to_end(&mut head).is_err() {
+    let mut head = Vec::with_capacity(Signature::HEAD_BYTES);
+    if Read::take(&mut *reader, Signature::HEAD_BYTES as u64).read_to_end(&mut head).is_err() {
         return;
     }
-    let Some(format) = Format::of(&head) else {
+    let signature = Signature::of(&head);
+    if matches!(signature, Signature::Unknown | Signature::Known(_)) {
         return;
-    };
+    }
     if inside.len() >= DEPTH_LIMIT {
         search.too_deep.set(true);
         return;
     }
     let mut whole = Cursor::new(head).chain(reader);
-    match format {
-        Format::Gzip => unpack(search, MultiGzDecoder::new(&mut whole), "gzip", inside),
-        Format::Bzip2 => unpack(search, MultiBzDecoder::new(&mut whole), "bzip2", inside),
-        Format::Xz => {
-            if let Ok(stream) = Stream::new_stream_decoder(u64::MAX, CONCATENATED) {
-                unpack(search, XzDecoder::new_stream(&mut whole, stream), "xz", inside);
-            }
+    match signature {
+        Signature::Zip => zip_members(search, &mut whole, inside),
+        Signature::Tar => tar_members(search, &mut whole, inside),
+        Signature::Ar => ar_members(search, &mut whole, inside),
+        Signature::Elf => elf_member(search, &mut whole, inside),
+        _ => {
+            let name = signature.compression().unwrap_or("compressed data");
+            unpack(search, streams::open(signature, whole, 0, &search.budget), name, inside);
         }
-        Format::Lzip => {
-            if let Ok(stream) = Stream::new_lzip_decoder(u64::MAX, CONCATENATED) {
-                unpack(search, XzDecoder::new_stream(&mut whole, stream), "lzip", inside);
-            }
-        }
-        Format::Zstd => {
-            if let Some(decoder) = zstd_decoder(&mut whole) {
-                unpack(search, decoder, "zstd", inside);
-            }
-        }
-        Format::Zip => zip_members(search, &mut whole, inside),
-        Format::Tar => tar_members(search, &mut whole, inside),
-        Format::Ar => ar_members(search, &mut whole, inside),
-        Format::Elf => elf_member(search, &mut whole, inside),
     }
 }
 
-fn zstd_decoder<R: BufRead>(reader: R) -> Option<zstd::Decoder<'static, R>> {
-    let mut decoder = zstd::Decoder::with_buffer(reader).ok()?;
-    decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).ok()?;
-    Some(decoder)
-}
-
-/// Searches what `decoder` yields. That it fails at some point only ends what can be searched.
-fn unpack(search: &Search<'_>, decoder: impl Read, name: &str, inside: &mut Vec<String>) {
+/// Searches what `decoder` yields. That it fails at some point only ends what can be searched, unless
+/// it fails by what it needs.
+fn unpack(
+    search: &Search<'_>,
+    decoder: io::Result<impl Read>,
+    name: &str,
+    inside: &mut Vec<String>,
+) {
     inside.push(name.to_owned());
-    let mut level = Searching::unpacked(search, decoder);
-    contents(search, &mut level, inside);
-    if let Err(error) = level.finish(inside) {
+    let result = decoder.and_then(|decoder| {
+        let mut level = Searching::unpacked(search, decoder);
+        contents(search, &mut level, inside);
+        level.finish(inside).map(drop)
+    });
+    if let Err(error) = result {
+        search.failed(&error);
         tracing::debug!(inside = inside.join(" > "), %error, "searched as far as it decodes");
     }
     inside.pop();
@@ -158,14 +105,13 @@ fn elf_sections<F: Read + Seek>(
     for section in sections {
         file.seek(SeekFrom::Start(section.stream.start))?;
         let length = section.stream.end - section.stream.start;
-        let stream = io::BufReader::new(file.by_ref().take(length));
+        let stream = BufReader::new(file.by_ref().take(length));
         let name = format!("section {}", short(section.name.as_bytes()));
         match section.compression {
-            Compression::Zlib => unpack(search, ZlibDecoder::new(stream), &name, inside),
+            Compression::Zlib => unpack(search, Ok(ZlibDecoder::new(stream)), &name, inside),
             Compression::Zstd => {
-                if let Some(decoder) = zstd_decoder(stream) {
-                    unpack(search, decoder, &name, inside);
-                }
+                let decoder = streams::open(Signature::Zstd, stream, 0, &search.budget);
+                unpack(search, decoder, &name, inside);
             }
         }
     }
@@ -174,55 +120,42 @@ fn elf_sections<F: Read + Seek>(
 
 fn elf_member(search: &Search<'_>, reader: &mut dyn BufRead, inside: &mut Vec<String>) {
     let mut bytes = Vec::new();
-    if reader.take(ELF_MEMBER_LIMIT_BYTES + 1).read_to_end(&mut bytes).is_err() {
-        return;
-    }
-    if bytes.len() as u64 > ELF_MEMBER_LIMIT_BYTES {
-        search.exhausted.set(true);
-        return;
+    let Ok(mut charge) = search.budget.charge(0) else { return };
+    loop {
+        // A vector that grows holds up to twice what is in it.
+        let needed = 2 * (bytes.len() + ELF_CHUNK_BYTES) as u64;
+        if let Err(error) = search.budget.grow(&mut charge, needed) {
+            search.failed(&error);
+            return;
+        }
+        match Read::take(&mut *reader, ELF_CHUNK_BYTES as u64).read_to_end(&mut bytes) {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(_) => return,
+        }
     }
     elf_sections(search, Cursor::new(bytes), inside).expect("memory can be read and sought");
 }
 
 fn ar_members(search: &Search<'_>, reader: &mut dyn BufRead, inside: &mut Vec<String>) {
-    let mut header = [0; 60];
-    if reader.read_exact(&mut header[..8]).is_err() {
-        return;
-    }
-    while reader.read_exact(&mut header).is_ok() && header[58..] == *b"`\n" {
-        let Some(size) = number(&header[48..58], 10) else { return };
-        let name = format!("ar member {}", short(header[..16].trim_ascii_end()));
-        let mut body = Read::take(&mut *reader, size);
-        member(search, &mut body, name, inside);
-        if skip_rest(&mut body).is_err() || (size % 2 == 1 && reader.read_exact(&mut [0]).is_err())
-        {
-            return;
-        }
+    let Ok(mut archive) = ArReader::new(reader) else { return };
+    while let Ok(Some(name)) = archive.next() {
+        let name = format!("ar member {}", short(&name));
+        member(search, &mut BufReader::new(&mut archive), name, inside);
     }
 }
 
 fn tar_members(search: &Search<'_>, reader: &mut dyn BufRead, inside: &mut Vec<String>) {
-    let mut header = [0; 512];
-    while reader.read_exact(&mut header).is_ok() && header[257..262] == *b"ustar" {
-        let size = match header[124] {
-            // The base-256 form of sizes that don't fit: the last eight bytes are plenty.
-            0x80 => Some(u64::from_be_bytes(
-                header[128..136].try_into().expect("the range has eight bytes"),
-            )),
-            _ => number(&header[124..136], 8),
-        };
-        let Some(size) = size else { return };
-        let end = header[..100].iter().position(|&byte| byte == 0).unwrap_or(100);
-        let name = format!("tar member {}", short(&header[..end]));
-        let mut body = Read::take(&mut *reader, size);
-        if matches!(header[156], 0 | b'0' | b'7') {
-            member(search, &mut body, name, inside);
-        }
-        let padding = (512 - size % 512) % 512;
-        if skip_rest(&mut body).is_err()
-            || skip_rest(&mut Read::take(&mut *reader, padding)).is_err()
-        {
-            return;
+    let mut archive = TarReader::new(reader);
+    loop {
+        match archive.next() {
+            Ok(None) | Err(TarError::Read(_) | TarError::Truncated) => return,
+            Ok(Some(it)) if matches!(it.kind, Kind::File | Kind::Sparse(_)) => {
+                let name = format!("tar member {}", short(&it.name));
+                member(search, &mut BufReader::new(&mut archive), name, inside);
+            }
+            // What is malformed is passed over, up to the next header.
+            Ok(Some(_)) | Err(_) => {}
         }
     }
 }
@@ -231,6 +164,7 @@ fn tar_members(search: &Search<'_>, reader: &mut dyn BufRead, inside: &mut Vec<S
 /// reached in a stream. What lies between members, and stored data of unknown length, is passed
 /// over; members of an archive that is itself stored are found as if they were the outer one's.
 fn zip_members(search: &Search<'_>, reader: &mut dyn BufRead, inside: &mut Vec<String>) {
+    let budget = &search.budget;
     while let Ok(true) = skip_past_zip_signature(reader) {
         let mut header = [0; 26];
         if reader.read_exact(&mut header).is_err() {
@@ -260,19 +194,18 @@ fn zip_members(search: &Search<'_>, reader: &mut dyn BufRead, inside: &mut Vec<S
         let mut body = Read::take(&mut *reader, if unknown { u64::MAX } else { size });
         match method {
             0 => member(search, &mut body, name, inside),
-            8 => unpack_bounded(search, DeflateDecoder::new(&mut body), &name, inside),
-            12 => unpack_bounded(search, BzDecoder::new(&mut body), &name, inside),
-            93 => {
-                if let Some(decoder) = zstd_decoder(&mut body) {
-                    unpack_bounded(search, decoder.single_frame(), &name, inside);
-                }
-            }
-            95 => {
-                if let Ok(stream) = Stream::new_stream_decoder(u64::MAX, 0) {
-                    let decoder = XzDecoder::new_stream(&mut body, stream);
+            8 => unpack_bounded(search, streams::deflate(&mut body, budget), &name, inside),
+            12 => unpack_bounded(search, streams::one_bzip2(&mut body, budget), &name, inside),
+            14 => {
+                let mut head = [0; 9];
+                if body.read_exact(&mut head).is_ok() {
+                    let properties = head.last_chunk().expect("nine bytes end with five");
+                    let decoder = streams::raw_lzma(properties, None, &mut body, budget);
                     unpack_bounded(search, decoder, &name, inside);
                 }
             }
+            93 => unpack_bounded(search, streams::one_zstd(&mut body, budget), &name, inside),
+            95 => unpack_bounded(search, streams::one_xz(&mut body, budget), &name, inside),
             _ => {}
         }
         if !unknown && skip_rest(&mut body).is_err() {
@@ -283,7 +216,12 @@ fn zip_members(search: &Search<'_>, reader: &mut dyn BufRead, inside: &mut Vec<S
 
 /// [`unpack`] for a member that is packed as well as named: the one place where a level is entered
 /// without [`contents`] having checked how deep it is.
-fn unpack_bounded(search: &Search<'_>, decoder: impl Read, name: &str, inside: &mut Vec<String>) {
+fn unpack_bounded(
+    search: &Search<'_>,
+    decoder: io::Result<impl Read>,
+    name: &str,
+    inside: &mut Vec<String>,
+) {
     if inside.len() >= DEPTH_LIMIT {
         search.too_deep.set(true);
     } else {
@@ -344,12 +282,6 @@ fn skip_rest(reader: &mut dyn BufRead) -> io::Result<()> {
         }
         reader.consume(length);
     }
-}
-
-fn number(digits: &[u8], radix: u32) -> Option<u64> {
-    let text = std::str::from_utf8(digits).ok()?;
-    let text = text.trim_matches([' ', '\0']);
-    if text.is_empty() { Some(0) } else { u64::from_str_radix(text, radix).ok() }
 }
 
 /// A foreign name as messages print it.

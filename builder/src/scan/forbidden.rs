@@ -16,9 +16,17 @@ use memchr::memmem::Finder;
 use rayon::prelude::*;
 
 use super::{ScanError, containers, walk};
+use crate::archive::{Budget, Exceeded, LargeFiles};
+use crate::cancel::CancelToken;
 
 /// The most that is unpacked from one file, over all its members.
 const UNPACKED_LIMIT_BYTES: u64 = 4 << 30;
+
+/// The most that is unpacked from all files of one output.
+const OUTPUT_LIMIT_BYTES: u64 = 64 << 30;
+
+/// The most memory that the decoders of one file hold. Above a little, files take turns.
+const MEMORY_LIMIT_BYTES: u64 = 1 << 30;
 
 /// Where a forbidden name was found: its first place in a file, or in one member of a file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,18 +54,30 @@ impl fmt::Display for Occurrence {
     }
 }
 
-/// Searches every file below `tree` for every one of `needles`. The result is sorted.
-pub fn forbidden(tree: &Path, needles: &[&str]) -> Result<Vec<Occurrence>, ScanError> {
+/// Searches every file below `tree` for every one of `needles`, but those that `allowed` says of by their
+/// paths in the tree. The result is sorted.
+pub fn forbidden(
+    tree: &Path,
+    needles: &[&str],
+    allowed: &(dyn Fn(&str) -> bool + Sync),
+    cancel: &CancelToken,
+) -> Result<Vec<Occurrence>, ScanError> {
     let needles: Vec<&str> = needles.iter().copied().filter(|needle| !needle.is_empty()).collect();
     if needles.is_empty() {
         return Ok(Vec::new());
     }
     let needles = Needles::new(&needles);
+    let shared = LargeFiles::new(OUTPUT_LIMIT_BYTES);
     let found: Result<Vec<Vec<Occurrence>>, ScanError> = walk::walk(tree)?
         .into_par_iter()
+        .filter(|entry| !allowed(&entry.name))
         .map(|entry| {
+            if cancel.is_cancelled() {
+                return Err(ScanError::Cancelled);
+            }
+            let budget = Budget::one_of(&shared, cancel, MEMORY_LIMIT_BYTES, UNPACKED_LIMIT_BYTES);
             let hits = match entry.kind {
-                walk::Kind::Regular => search_file(&entry, &needles)?,
+                walk::Kind::Regular => search_file(&entry, Search::new(&needles, budget))?,
                 walk::Kind::Symlink => search_symlink(&entry, &needles)?,
             };
             let occurrence = |hit: Hit| Occurrence {
@@ -69,6 +89,9 @@ pub fn forbidden(tree: &Path, needles: &[&str]) -> Result<Vec<Occurrence>, ScanE
             Ok(hits.into_iter().map(occurrence).collect())
         })
         .collect();
+    if cancel.is_cancelled() {
+        return Err(ScanError::Cancelled);
+    }
     let mut occurrences: Vec<Occurrence> = found?.into_iter().flatten().collect();
     occurrences.sort_unstable();
     occurrences.dedup();
@@ -133,10 +156,10 @@ pub(super) struct Hit {
 pub(super) struct Search<'a> {
     /// What to search for.
     pub(super) needles: &'a Needles<'a>,
-    /// How much may still be unpacked.
-    pub(super) budget_bytes: Cell<u64>,
-    /// Whether more than that was there.
-    pub(super) exhausted: Cell<bool>,
+    /// What unpacking may still cost.
+    pub(super) budget: Budget<'a>,
+    /// What it would have cost too much of.
+    pub(super) exceeded: RefCell<Option<Exceeded>>,
     /// Whether archives were nested too deep to enter.
     pub(super) too_deep: Cell<bool>,
     /// What was found.
@@ -144,33 +167,41 @@ pub(super) struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    pub(super) fn new(needles: &'a Needles<'a>, limit_bytes: u64) -> Search<'a> {
+    pub(super) fn new(needles: &'a Needles<'a>, budget: Budget<'a>) -> Search<'a> {
         Search {
             needles,
-            budget_bytes: Cell::new(limit_bytes),
-            exhausted: Cell::new(false),
+            budget,
+            exceeded: RefCell::new(None),
             too_deep: Cell::new(false),
             hits: RefCell::new(Vec::new()),
         }
     }
+
+    /// Remembers what ended the search of a level, if it was a limit.
+    pub(super) fn failed(&self, error: &io::Error) {
+        if let Some(exceeded) = Exceeded::of(error) {
+            self.exceeded.borrow_mut().get_or_insert_with(|| exceeded.clone());
+        }
+    }
 }
 
-fn search_file(entry: &walk::Found, needles: &Needles<'_>) -> Result<Vec<Hit>, ScanError> {
+fn search_file(entry: &walk::Found, search: Search<'_>) -> Result<Vec<Hit>, ScanError> {
     let Some((file, metadata)) = walk::open(&entry.path)? else {
         return Ok(Vec::new());
     };
-    let search = Search::new(needles, UNPACKED_LIMIT_BYTES);
-    containers::search_file(&search, file, metadata.size())
-        .map_err(|source| ScanError::Read { path: entry.path.clone(), source })?;
-    if search.exhausted.get() {
-        let limit_bytes = UNPACKED_LIMIT_BYTES;
-        return Err(ScanError::UnpacksTooLarge { file: entry.name.clone(), limit_bytes });
+    let searched = containers::search_file(&search, file, metadata.size());
+    if let Err(error) = &searched {
+        search.failed(error);
     }
+    if let Some(source) = search.exceeded.borrow_mut().take() {
+        return Err(ScanError::Limit { file: entry.name.clone(), source });
+    }
+    searched.map_err(|source| ScanError::Read { path: entry.path.clone(), source })?;
     if search.too_deep.get() {
         let limit = containers::DEPTH_LIMIT;
         return Err(ScanError::NestedTooDeep { file: entry.name.clone(), limit });
     }
-    Ok(search.hits.into_inner())
+    Ok(search.hits.take())
 }
 
 fn search_symlink(entry: &walk::Found, needles: &Needles<'_>) -> Result<Vec<Hit>, ScanError> {

@@ -17,11 +17,19 @@ use crate::scan::searching::Searching;
 const NEEDLES: &[&str] = &["/srp/build", "/srp/out", "/srp/sysroot", "/srp/source"];
 const NAME: &[u8] = b"x = '/srp/build/x';";
 
+fn never() -> CancelToken {
+    CancelToken::new().expect("a descriptor")
+}
+
+fn everywhere(tree: &Path, needles: &[&str]) -> Result<Vec<Occurrence>, ScanError> {
+    forbidden(tree, needles, &|_| false, &never())
+}
+
 /// What is found in one file of these bytes, as messages.
 fn found(bytes: &[u8]) -> Vec<String> {
     let tree = TempDir::new().unwrap();
     fs::write(tree.path().join("f"), bytes).unwrap();
-    let occurrences = forbidden(tree.path(), NEEDLES).unwrap();
+    let occurrences = everywhere(tree.path(), NEEDLES).unwrap();
     occurrences.iter().map(Occurrence::to_string).collect()
 }
 
@@ -115,7 +123,7 @@ fn plain_bytes_and_symlinks() {
     fs::write(tree.path().join("clean"), "/srp /srp/ /srpbuild").unwrap();
     symlink("../../srp/sysroot/usr", tree.path().join("d/link")).unwrap();
     symlink("/dev/stdin", tree.path().join("not-followed")).unwrap();
-    let found = forbidden(tree.path(), NEEDLES).unwrap();
+    let found = everywhere(tree.path(), NEEDLES).unwrap();
     let found: Vec<String> = found.iter().map(Occurrence::to_string).collect();
     assert_eq!(
         found,
@@ -125,7 +133,7 @@ fn plain_bytes_and_symlinks() {
             "d/link contains /srp/sysroot at byte 5",
         ]
     );
-    assert_eq!(forbidden(tree.path(), &[]).unwrap(), []);
+    assert_eq!(everywhere(tree.path(), &[]).unwrap(), []);
 }
 
 #[test]
@@ -197,7 +205,7 @@ fn compressed_debugging_sections() {
     let mut ar = Command::new("ar");
     ar.arg("rc").arg(out.path().join("libx.a")).arg(out.path().join("input.o"));
     assert!(ar.status().expect("ar comes with the compiler").success());
-    let mut inside: Vec<_> = forbidden(out.path(), NEEDLES)
+    let mut inside: Vec<_> = everywhere(out.path(), NEEDLES)
         .unwrap()
         .into_iter()
         .filter(|occurrence| occurrence.inside.is_some())
@@ -206,7 +214,7 @@ fn compressed_debugging_sections() {
     inside.dedup_by(|a, b| a.0 == b.0);
     let files: Vec<&str> = inside.iter().map(|(file, _)| file.as_str()).collect();
     assert_eq!(files, ["input.o", "libx.a", "program"]);
-    assert!(inside[1].1.starts_with("ar member input.o/ > section .debug"), "{inside:?}");
+    assert!(inside[1].1.starts_with("ar member input.o > section .debug"), "{inside:?}");
 }
 
 #[test]
@@ -227,9 +235,11 @@ fn more_than_is_searched_is_an_error() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
         std::io::Seek::rewind(&mut file).unwrap();
-        let search = Search::new(&needles, limit);
+        let cancel = never();
+        let search = Search::new(&needles, Budget::new(&cancel, MEMORY_LIMIT_BYTES, limit));
         containers::search_file(&search, file, bytes.len() as u64).unwrap();
-        (search.exhausted.get(), search.too_deep.get())
+        let exceeded = search.exceeded.borrow().clone();
+        (exceeded == Some(Exceeded::Bytes { limit_bytes: limit }), search.too_deep.get())
     };
     assert_eq!(search(&bomb, 2 << 20), (false, false));
     assert_eq!(search(&bomb, 1 << 20), (true, false));
@@ -250,11 +260,55 @@ fn more_than_is_searched_is_an_error() {
 
     let tree = TempDir::new().unwrap();
     fs::write(tree.path().join("f"), &nested).unwrap();
-    let error = forbidden(tree.path(), NEEDLES).unwrap_err();
+    let error = everywhere(tree.path(), NEEDLES).unwrap_err();
     assert_eq!(
         error.to_string(),
         "f nests archives more than 12 deep, which is as deep as is searched"
     );
+}
+
+#[test]
+fn what_decoders_may_hold_is_bounded() {
+    // A window of 2 GiB, and a dictionary of 1.5 GiB, in files of a few bytes.
+    let mut zstd = b"\x28\xb5\x2f\xfd\0\xa8\x99\0\0".to_vec();
+    zstd.extend(NAME);
+    let mut lzip = b"LZIP\x01\x1d".to_vec();
+    lzip.extend([0; 40]);
+    let mut lzma = b"]\0\0\0\x60".to_vec();
+    lzma.extend([0xff; 8]);
+    lzma.extend([0; 40]);
+    for (name, bytes) in [("zstd", zstd), ("lzma", lzma)] {
+        let tree = TempDir::new().unwrap();
+        fs::write(tree.path().join("f"), &bytes).unwrap();
+        let error = everywhere(tree.path(), NEEDLES).unwrap_err();
+        assert!(matches!(error, ScanError::Limit { .. }), "{name}: {error}");
+        assert!(error.hints()[0].contains("allow_sandbox_paths = {\"f\": "), "{name}: {error}");
+        // And by the file's name it is let alone.
+        assert_eq!(forbidden(tree.path(), NEEDLES, &|file| file == "f", &never()).unwrap(), []);
+    }
+    // lzip's largest is what its tool takes.
+    assert_eq!(found(&lzip), [""; 0]);
+}
+
+#[test]
+fn a_search_that_is_cancelled_ends_at_once() {
+    // Nothing comes out of a million empty members, for minutes.
+    let tree = TempDir::new().unwrap();
+    fs::write(tree.path().join("f"), gzip(b"").repeat(3_000_000)).unwrap();
+    let cancel = never();
+    let error = std::thread::scope(|scope| {
+        let search = scope.spawn(|| {
+            let began = std::time::Instant::now();
+            (forbidden(tree.path(), NEEDLES, &|_| false, &cancel), began.elapsed())
+        });
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let cancelled = std::time::Instant::now();
+        cancel.cancel();
+        let (result, took) = search.join().unwrap();
+        assert!(cancelled.elapsed() < std::time::Duration::from_secs(1), "{took:?}");
+        result.unwrap_err()
+    });
+    assert!(matches!(error, ScanError::Cancelled), "{error}");
 }
 
 #[test]
@@ -281,13 +335,14 @@ impl Read for Dribble<'_> {
 fn needles_across_every_border_of_the_buffer_are_found() {
     let needles = Needles::new(NEEDLES);
     let border = 64 << 10;
+    let cancel = never();
     for at in border - 40..border + 5 {
         let mut bytes = vec![b'/'; 3 * border];
         bytes[at..at + 10].copy_from_slice(b"/srp/build");
         bytes[2 * at..2 * at + 12].copy_from_slice(b"/srp/sysroot");
-        let search = Search::new(&needles, u64::MAX);
+        let search = Search::new(&needles, Budget::new(&cancel, MEMORY_LIMIT_BYTES, u64::MAX));
         Searching::unpacked(&search, Dribble(&bytes, 1000)).finish(&[]).unwrap();
-        let hits = search.hits.into_inner();
+        let hits = search.hits.take();
         let hits: Vec<_> = hits.iter().map(|hit| (hit.needle, hit.offset)).collect();
         assert_eq!(hits, [(0, at as u64), (2, 2 * at as u64)]);
     }
@@ -326,7 +381,8 @@ proptest! {
         }
         bytes.truncate(cut.index(bytes.len() * 4).min(bytes.len()));
         let needles = Needles::new(NEEDLES);
-        let search = Search::new(&needles, 1 << 22);
+        let cancel = never();
+        let search = Search::new(&needles, Budget::new(&cancel, MEMORY_LIMIT_BYTES, 1 << 22));
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&bytes).unwrap();
         std::io::Seek::rewind(&mut file).unwrap();

@@ -30,9 +30,13 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
+use crate::archive::Exceeded;
+use crate::cancel::CancelToken;
+
 pub use forbidden::{Occurrence, forbidden};
 pub use machine::{Class, ElfIdent, Endian};
-pub use resolve::{Cause, Provider, Unresolved, resolve};
+pub use resolve::{Cause, Ignored, Provider, Unresolved, resolve};
+pub(crate) use resolve::{hints, matches};
 pub use root::{Entry, Root};
 
 /// The kernel reads this much of a script to find its interpreter (`BINPRM_BUF_SIZE`).
@@ -142,13 +146,13 @@ pub enum ScanError {
         /// The most that is read.
         limit_bytes: u64,
     },
-    /// A file that unpacks to more than is searched.
-    #[error("{file} unpacks to more than {limit_bytes} bytes, which is all that is searched")]
-    UnpacksTooLarge {
+    /// A file that costs more to unpack than is spent on a search.
+    #[error("{file} can't be searched to its end for paths of the sandbox: {source}")]
+    Limit {
         /// The file's path in its tree.
         file: String,
-        /// The most that is unpacked from one file, over all its members.
-        limit_bytes: u64,
+        /// What it would take too much of.
+        source: Exceeded,
     },
     /// A file that nests archives deeper than is searched.
     #[error("{file} nests archives more than {limit} deep, which is as deep as is searched")]
@@ -158,6 +162,24 @@ pub enum ScanError {
         /// The most levels that are entered.
         limit: usize,
     },
+    /// The caller cancelled.
+    #[error("examining the output was cancelled")]
+    Cancelled,
+}
+
+impl ScanError {
+    /// What whoever wrote the definition can do about it.
+    pub fn hints(&self) -> Vec<String> {
+        match self {
+            ScanError::Limit { file, .. } | ScanError::NestedTooDeep { file, .. } => {
+                vec![format!(
+                    "if it is test data or the like, leave it out of the search: \
+                     allow_sandbox_paths = {{{file:?}: \"why\"}} (or leave it out of the output)"
+                )]
+            }
+            _ => Vec::new(),
+        }
+    }
 }
 
 /// Reads every need out of the files below `tree`. The result is sorted and free of duplicates
@@ -166,12 +188,15 @@ pub enum ScanError {
 /// A file that only looks like ELF (a test's corpus, a truncated download) has no needs; it is
 /// mentioned in the trace. Object files, kernel modules, core dumps and split debug files have
 /// none either.
-pub fn scan(tree: &Path) -> Result<Vec<Finding>, ScanError> {
+pub fn scan(tree: &Path, cancel: &CancelToken) -> Result<Vec<Finding>, ScanError> {
     let files = walk::walk(tree)?;
     let found: Result<Vec<Vec<Finding>>, ScanError> = files
         .into_par_iter()
         .filter(|file| file.kind == walk::Kind::Regular)
-        .map(|file| scan_file(&file))
+        .map(|file| match cancel.is_cancelled() {
+            true => Err(ScanError::Cancelled),
+            false => scan_file(&file),
+        })
         .collect();
     let mut findings: Vec<Finding> = found?.into_iter().flatten().collect();
     findings.sort_unstable();

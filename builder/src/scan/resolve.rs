@@ -88,25 +88,39 @@ impl fmt::Display for Unresolved {
 
 impl std::error::Error for Unresolved {}
 
+/// What can be done about needs, where that isn't plain: scripts that configure other packages
+/// (`curl-config`) ask for a shell in stages that have none.
+pub(crate) fn hints(unresolved: &[Unresolved]) -> Vec<String> {
+    let script = unresolved.iter().find(|it| {
+        let configures = it.file.rsplit('/').next().is_some_and(|name| name.ends_with("-config"));
+        configures && matches!(it.need, Need::Script { .. } | Need::Program { .. })
+    });
+    let Some(Unresolved { file, need, .. }) = script else { return Vec::new() };
+    vec![format!(
+        "{file} is run by builds of other packages only: remove it (pkg-config's files say the same), \
+         install it into an output of its own whose libs have {need}, or ignore what it needs: \
+         ignore_references = {{{file:?}: {{\"{need}\": \"run in builds\"}}}}"
+    )]
+}
+
 /// Resolves every finding to who provides it, own outputs before `libs`. One finding may have
 /// several providers: whoever has the file, and whoever has the symlinks that lead to it.
 ///
-/// A finding whose need matches a pattern of `ignore` (needed name → reason, `*` for any
-/// characters) is left out whether or not something would provide it. All that can't be resolved
-/// is reported at once, sorted.
+/// A finding whose need matches a pattern of `ignore` is left out whether or not something would
+/// provide it. All that can't be resolved is reported at once, sorted.
 pub fn resolve(
     findings: &[Finding],
     own: &dyn Root,
     libs: &dyn Root,
     tools: &dyn Root,
-    ignore: &BTreeMap<String, String>,
+    ignore: Ignored<'_>,
 ) -> Result<Vec<(Finding, Provider)>, Vec<Unresolved>> {
     let roots = [own, libs, tools];
     let mut lookup = Lookup::new(findings);
     let mut resolved = Vec::new();
     let mut unresolved = Vec::new();
     for finding in findings {
-        if ignore.keys().any(|pattern| matches(pattern, finding.need.name())) {
+        if ignore.has(finding) {
             continue;
         }
         let cause = match lookup.find(View::new(&roots[..2]), finding) {
@@ -140,6 +154,26 @@ pub fn resolve(
         unresolved.sort_unstable();
         unresolved.dedup();
         Err(unresolved)
+    }
+}
+
+/// Needs that are to be left alone; in every pattern `*` stands for any characters.
+#[derive(Clone, Copy, Debug)]
+pub struct Ignored<'a> {
+    /// Needed name → reason: whichever file needs it.
+    pub everywhere: &'a BTreeMap<String, String>,
+    /// File → needed name → reason.
+    pub in_files: &'a BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl Ignored<'_> {
+    fn has(&self, finding: &Finding) -> bool {
+        let named = |names: &BTreeMap<String, String>| {
+            names.keys().any(|pattern| matches(pattern, finding.need.name()))
+        };
+        let mut files = self.in_files.iter();
+        named(self.everywhere)
+            || files.any(|(pattern, names)| matches(pattern, &finding.file) && named(names))
     }
 }
 
@@ -350,7 +384,7 @@ fn pkg_config_paths(file: &str, module: &str) -> impl Iterator<Item = String> {
 }
 
 /// Whether `pattern`, in which `*` stands for any characters, matches all of `text`.
-fn matches(pattern: &str, text: &str) -> bool {
+pub(crate) fn matches(pattern: &str, text: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('*') else {
         return pattern == text;
     };

@@ -93,15 +93,10 @@ impl<'s, R: Read> Searching<'s, R> {
                 }
             }
         }
-        if self.unpacked {
-            let length = (end - kept) as u64;
-            match self.search.budget_bytes.get().checked_sub(length) {
-                Some(left) => self.search.budget_bytes.set(left),
-                None => {
-                    self.search.exhausted.set(true);
-                    self.ended = true;
-                }
-            }
+        let length = if self.unpacked { (end - kept) as u64 } else { 0 };
+        if let Err(error) = self.search.budget.spend(length) {
+            self.error = Some(error);
+            self.ended = true;
         }
         let start = self.position - kept as u64;
         self.search.needles.find(&self.buffer[..end], start, &mut self.found);

@@ -105,12 +105,12 @@ impl World {
         let ignore: BTreeMap<String, String> =
             ignore.map(|(name, reason)| (name.to_owned(), reason.to_owned())).into();
         let (own, libs, tools) = (self.root(&["own"]), self.root(libs), self.root(tools));
-        resolve(findings, &own, &libs, &tools, &ignore)
+        resolve(findings, &own, &libs, &tools, everywhere(&ignore))
             .map_err(|unresolved| unresolved.iter().map(Unresolved::to_string).collect())
     }
 
     fn check(&self, libs: &[&str], tools: &[&str], expected: Result<&[(&str, Provider)], &[&str]>) {
-        let findings = scan(&self.object("own")).unwrap();
+        let findings = scan(&self.object("own"), &never()).unwrap();
         let resolved = self.resolve(&findings, libs, tools);
         let resolved = resolved.as_ref().map_err(Vec::as_slice).map(|resolved| {
             resolved
@@ -126,6 +126,16 @@ impl World {
     }
 }
 
+fn never() -> CancelToken {
+    CancelToken::new().expect("a descriptor")
+}
+
+static NO_FILES: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+
+fn everywhere(names: &BTreeMap<String, String>) -> Ignored<'_> {
+    Ignored { everywhere: names, in_files: &NO_FILES }
+}
+
 const USES_Z: &str = "int z(void); int main(void) { return z(); }";
 
 #[test]
@@ -135,16 +145,17 @@ fn programs_of_this_machine_resolve_against_this_machine() {
         let path = Path::new("/usr/bin").join(program);
         world.file("own", &format!("usr/bin/{program}"), fs::read(path).unwrap());
     }
-    let findings = scan(&world.object("own")).unwrap();
+    let findings = scan(&world.object("own"), &never()).unwrap();
     let interpreters = findings.iter().filter(|f| matches!(f.need, Need::Interpreter { .. }));
     assert_eq!(interpreters.count(), 3, "{findings:#?}");
 
     let (own, host) = (world.root(&["own"]), Directories(vec![PathBuf::from("/")]));
     let nothing = Directories(Vec::new());
-    let resolved = resolve(&findings, &own, &host, &nothing, &BTreeMap::new()).unwrap();
+    let resolved = resolve(&findings, &own, &host, &nothing, everywhere(&BTreeMap::new())).unwrap();
     assert!(resolved.iter().all(|(_, provider)| *provider == Provider::Lib(0)));
 
-    let errors = resolve(&findings, &own, &nothing, &host, &BTreeMap::new()).unwrap_err();
+    let errors =
+        resolve(&findings, &own, &nothing, &host, everywhere(&BTreeMap::new())).unwrap_err();
     assert!(errors.iter().all(|error| matches!(error.cause, Cause::OnlyInTools { .. })));
 }
 
@@ -277,7 +288,7 @@ fn what_is_not_loaded_needs_nothing() {
     let mut truncated = fs::read(&foo).unwrap();
     truncated.truncate(300);
     world.file("own", "usr/share/truncated", &truncated);
-    assert_eq!(scan(&world.object("own")).unwrap(), []);
+    assert_eq!(scan(&world.object("own"), &never()).unwrap(), []);
 }
 
 #[test]
@@ -339,7 +350,7 @@ fn pkg_config_modules_are_needed_to_build() {
     world.file("own", "usr/share/pkgconfig/bar.pc", "Name: bar\n");
     world.file("own", "usr/share/doc/foo/example.pc", "Requires: nothing\n");
     world.file("zlib", "usr/lib/aarch64-linux-gnu/pkgconfig/z.pc", "Name: z\n");
-    let findings = scan(&world.object("own")).unwrap();
+    let findings = scan(&world.object("own"), &never()).unwrap();
     assert!(findings.iter().all(|finding| finding.kind == Kind::Develop));
     world.check(&["zlib"], &[], Ok(&[("bar", Provider::Own(0)), ("z", Provider::Lib(0))]));
     world.check(
@@ -355,7 +366,7 @@ fn pkg_config_modules_are_needed_to_build() {
 fn ignored_needs_may_use_patterns() {
     let world = World::new();
     world.file("own", "usr/bin/foo", "#!/usr/bin/python3.13\n");
-    let findings = scan(&world.object("own")).unwrap();
+    let findings = scan(&world.object("own"), &never()).unwrap();
     let nothing = Directories(Vec::new());
     for (pattern, ignored) in [
         ("/usr/bin/python3.13", true),
@@ -368,7 +379,7 @@ fn ignored_needs_may_use_patterns() {
         ("/usr/bin/python3.13*3", false),
     ] {
         let ignore = BTreeMap::from([(pattern.to_owned(), "a test".to_owned())]);
-        let resolved = resolve(&findings, &nothing, &nothing, &nothing, &ignore);
+        let resolved = resolve(&findings, &nothing, &nothing, &nothing, everywhere(&ignore));
         assert_eq!(resolved.is_ok(), ignored, "{pattern}");
     }
 }
@@ -436,4 +447,48 @@ proptest! {
     fn foreign_pkg_config_never_panics(text in "([a-z]{1,2}|[=:$]|[{]|[}]|[\\\\#\n ,<>!]){0,60}") {
         let _ = pkg_config::needs(&format!("a=x\nRequires: {text}\nb={text}"));
     }
+}
+
+#[test]
+fn needs_are_ignored_in_one_file_only() {
+    let world = World::new();
+    world.file("own", "usr/bin/foo", "#!/usr/bin/python3\n");
+    world.file("own", "usr/share/test/foreign", "#!/usr/bin/python3\n");
+    let findings = scan(&world.object("own"), &never()).unwrap();
+    let nothing = Directories(Vec::new());
+    let everywhere = BTreeMap::new();
+    let unresolved = |file: &str, need: &str| {
+        let there = BTreeMap::from([(need.to_owned(), "a test".to_owned())]);
+        let in_files = BTreeMap::from([(file.to_owned(), there)]);
+        let ignored = Ignored { everywhere: &everywhere, in_files: &in_files };
+        let errors = resolve(&findings, &nothing, &nothing, &nothing, ignored).unwrap_err();
+        errors.into_iter().map(|error| error.file).collect::<Vec<_>>()
+    };
+    for (file, need) in [
+        ("usr/share/test/foreign", "/usr/bin/python3"),
+        ("usr/share/*", "*python3"),
+        ("*foreign", "*"),
+    ] {
+        assert_eq!(unresolved(file, need), ["usr/bin/foo"], "{file} {need}");
+    }
+    assert_eq!(unresolved("usr/share/test", "*").len(), 2);
+    assert_eq!(unresolved("usr/share/test/foreign", "perl").len(), 2);
+}
+
+#[test]
+fn scripts_that_configure_say_what_can_be_done() {
+    let world = World::new();
+    world.file("own", "usr/bin/curl-config", "#!/bin/sh\n");
+    world.file("own", "usr/bin/run", "#!/bin/sh\n");
+    let findings = scan(&world.object("own"), &never()).unwrap();
+    let nothing = Directories(Vec::new());
+    let none = BTreeMap::new();
+    let errors = resolve(&findings, &nothing, &nothing, &nothing, everywhere(&none)).unwrap_err();
+    let hints = hints(&errors);
+    assert_eq!(hints.len(), 1, "{hints:?}");
+    assert!(
+        hints[0].contains(r#"{"usr/bin/curl-config": {"/bin/sh": "run in builds"}}"#),
+        "{hints:?}"
+    );
+    assert!(super::hints(&errors[1..]).is_empty());
 }

@@ -136,6 +136,7 @@ fn derivation() -> Derivation {
             ignore_references: BTreeMap::new(),
             permissions: BTreeMap::new(),
             allow_sandbox_paths: None,
+            for_files: Default::default(),
         }),
         advice: Advice::default(),
     }

@@ -1,12 +1,14 @@
 //! Everything that can go wrong while unpacking.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::ar::ArError;
 use super::paths::PathError;
+use crate::archive::ar::ArError;
+use crate::archive::{Exceeded, Signature};
 
 /// Why a file could not be unpacked. Entries are named as the archive names them.
 #[derive(Debug, Error)]
@@ -18,6 +20,14 @@ pub enum UnpackError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// It asks for more than is given.
+    #[error("{} is refused", path.display())]
+    Limit {
+        /// The file.
+        path: PathBuf,
+        /// Which limit.
+        source: Exceeded,
     },
     /// The compressed data is damaged or ends early.
     #[error("{} is damaged: its {compression} data cannot be decompressed", path.display())]
@@ -36,6 +46,30 @@ pub enum UnpackError {
         path: PathBuf,
         /// How many entries were fine.
         entries: u64,
+        /// What was wrong.
+        source: io::Error,
+    },
+    /// What should be a tar archive is something else.
+    #[error("{} is no tar archive: {what}", path.display())]
+    NotTar {
+        /// The file.
+        path: PathBuf,
+        /// What it is, once decompressed.
+        what: Described,
+    },
+    /// What should be a zip archive is something else.
+    #[error("{} is no zip archive: {what}", path.display())]
+    NotZip {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: Described,
+    },
+    /// A zip archive that is damaged, or of a kind that isn't read.
+    #[error("{} is no sound zip archive", path.display())]
+    Zip {
+        /// The file.
+        path: PathBuf,
         /// What was wrong.
         source: io::Error,
     },
@@ -63,16 +97,10 @@ pub enum UnpackError {
         /// What it is.
         kind: &'static str,
     },
-    /// An entry whose extended headers can't be understood.
-    #[error("the extended header of archive entry {entry:?} is malformed")]
-    ExtendedHeader {
-        /// The entry.
-        entry: String,
-    },
-    /// A hard link to something that wasn't unpacked before it.
+    /// A hard link to something that wasn't unpacked.
     #[error(
-        "archive entry {entry:?} is a hard link to {target:?}, which was not unpacked before it as a \
-         file (do `only` and `exclude` agree?)"
+        "archive entry {entry:?} is a hard link to {target:?}, which was not unpacked as a file (do \
+         `only` and `exclude` agree?)"
     )]
     HardLink {
         /// The entry.
@@ -102,8 +130,19 @@ pub enum UnpackError {
         /// Where it points.
         target: String,
     },
+    /// More entries than any source has.
+    #[error("unpacking {entry:?} would exceed the limit of {limit} entries")]
+    TooMany {
+        /// The entry that went over.
+        entry: String,
+        /// The limit.
+        limit: u64,
+    },
     /// More bytes than allowed.
-    #[error("unpacking {entry:?} would exceed the limit of {max_bytes} bytes")]
+    #[error(
+        "unpacking {entry:?} would exceed the limit of {max_bytes} bytes, holes included (`only` and \
+         `exclude` say what is unpacked)"
+    )]
     TooLarge {
         /// The entry that went over.
         entry: String,
@@ -126,6 +165,28 @@ pub enum UnpackError {
         /// The patterns that nothing matched.
         patterns: Vec<String>,
     },
+    /// The archive is empty, or `exclude` leaves nothing of it.
+    #[error("{} leaves an empty tree: of its {members} entries none was unpacked", path.display())]
+    Nothing {
+        /// The archive.
+        path: PathBuf,
+        /// How many entries it has.
+        members: u64,
+    },
+    /// `strip` leaves nothing.
+    #[error(
+        "strip = {strip} leaves nothing of {}: of its {members} entries none lies deeper than that \
+         and is selected (is there no top directory?)",
+        path.display()
+    )]
+    NothingLeft {
+        /// The archive.
+        path: PathBuf,
+        /// How many entries it has.
+        members: u64,
+        /// How many leading components are removed.
+        strip: usize,
+    },
     /// A file without a name that could be used.
     #[error("{} has no name for the tree", path.display())]
     NoName {
@@ -135,4 +196,30 @@ pub enum UnpackError {
     /// The caller cancelled.
     #[error("unpacking was cancelled")]
     Cancelled,
+}
+
+/// What a file is that was to be something else, and what can be done about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Described(pub(crate) Signature);
+
+impl fmt::Display for Described {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(what) = self.0.describe() else {
+            return formatter.write_str("it begins like nothing that is known");
+        };
+        write!(formatter, "it is {what}")?;
+        match self.0 {
+            Signature::Zip => formatter.write_str(", for which there is unpack = \"zip\""),
+            Signature::Ar => formatter.write_str(", for which there is unpack = \"deb\""),
+            Signature::Tar => formatter.write_str(", for which there is unpack = \"tar\""),
+            Signature::Known("an HTML page") => formatter.write_str("; is it the right URL?"),
+            Signature::Known(_) => formatter.write_str(
+                ", which srp doesn't read: fetch another format of it, or fetch it without `unpack` \
+                 and unpack it in a build",
+            ),
+            Signature::Elf | Signature::Unknown => Ok(()),
+            // Within another compression, or where a zip archive was to be.
+            _ => formatter.write_str("; tar archives that are compressed once are unpacked by unpack = \"tar\""),
+        }
+    }
 }

@@ -1,30 +1,35 @@
 //! In-process unpackers: a fetched file becomes a tree that the store can take in.
 //!
-//! The bytes are foreign, so archives are read defensively: nothing leaves the destination, nothing is
-//! written through a link, every length is bounded, and what cannot be represented (devices, sparse
-//! files of a kind that isn't read) is refused by name instead of left out. No program is run; the
-//! maintainer scripts of `.deb`s aren't even read.
+//! The bytes are foreign, so archives are read defensively ([`crate::archive`]): nothing leaves the
+//! destination, nothing is written through a link, every length is bounded, and what cannot be
+//! represented (devices) is refused by name instead of left out. No program is run; the maintainer
+//! scripts of `.deb`s aren't even read.
 //!
 //! Deliberately not here: fetching and hashing of the file, and the store's normalisation (modes,
 //! times, absolute symlinks). What unpacks to what is fixed by [`srp_store::revision::UNPACKER`].
 
-mod ar;
-mod archive;
 mod decompress;
 mod error;
+mod members;
 mod paths;
+mod tar;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod zip;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use crate::archive::ar;
 use crate::fetch::CancelToken;
+use members::Unpacker;
 
-pub use ar::ArError;
-pub use error::UnpackError;
+pub use crate::archive::Exceeded;
+pub use crate::archive::ar::ArError;
+pub use error::{Described, UnpackError};
 pub use paths::PathError;
 
 /// What kind of file is unpacked.
@@ -32,8 +37,11 @@ pub use paths::PathError;
 pub enum Format {
     /// Nothing is unpacked: the tree holds the file itself.
     File,
-    /// A tar archive, plain or compressed by gzip, bzip2, xz or zstd (recognised by its first bytes).
+    /// A tar archive, plain or compressed by gzip, bzip2, xz, lzip, LZMA or zstd (recognised by its
+    /// first bytes).
     Tar,
+    /// A zip archive.
+    Zip,
     /// A Debian binary package. Its top-level `bin`, `sbin`, `lib`, `lib32`, `lib64` and `libx32` move
     /// below `usr`, after `strip` and before `only`; links at the top level to those places are left out.
     Deb,
@@ -55,7 +63,8 @@ pub struct UnpackSpec {
     /// The name of the file for [`Format::File`]. By default the file's own, without the `<sha256>-`
     /// that it has in a sources directory.
     pub file_name: Option<String>,
-    /// More than this many bytes in all are refused, before the disk is full.
+    /// More than this many bytes in all are refused, before the disk is full; 64 GiB if nothing is said.
+    /// Holes of sparse files count as if they weren't.
     pub max_bytes: Option<u64>,
 }
 
@@ -99,16 +108,23 @@ pub fn unpack(
         File::open(file).map_err(|source| UnpackError::Read { path: file.to_owned(), source })?;
     match format {
         Format::File => copy_file(file, source, spec, into, cancel),
-        Format::Tar => {
-            let size = source
-                .metadata()
-                .map_err(|source| UnpackError::Read { path: file.to_owned(), source })?
-                .len();
-            archive::unpack(file, source, size, format, spec, into, cancel)
-        }
-        Format::Deb => {
-            let (data, size) = ar::open_deb_data(file, source)?;
-            archive::unpack(file, data, size, format, spec, into, cancel)
+        Format::Tar | Format::Zip | Format::Deb => {
+            let mut unpacker = Unpacker::new(spec, format, into, cancel)?;
+            let read = |source| UnpackError::Read { path: file.to_owned(), source };
+            match format {
+                Format::Zip => zip::unpack(file, source, &mut unpacker, cancel)?,
+                Format::Deb => {
+                    let mut source = source;
+                    let failure = |source| UnpackError::Ar { path: file.to_owned(), source };
+                    let size = ar::find_data(&mut source).map_err(failure)?;
+                    tar::unpack(file, source.take(size), size, &mut unpacker, cancel)?;
+                }
+                _ => {
+                    let size = source.metadata().map_err(read)?.len();
+                    tar::unpack(file, source, size, &mut unpacker, cancel)?;
+                }
+            }
+            unpacker.finish(file)
         }
     }
 }

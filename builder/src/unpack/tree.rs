@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -18,6 +18,7 @@ use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
 
 use super::error::UnpackError;
 use super::paths::CleanPath;
+use crate::archive::Extent;
 use crate::fetch::CancelToken;
 
 const FILE: Mode = Mode::from_bits_truncate(0o644);
@@ -32,7 +33,17 @@ pub(super) struct TreeWriter {
     open: Vec<(Vec<u8>, OwnedFd)>,
     /// Whether the process's umask takes more than modes here may lose.
     umask_interferes: bool,
+    /// Whether nothing was made yet.
+    empty: bool,
     buffer: Vec<u8>,
+}
+
+/// How a file's content is written.
+#[derive(Clone, Copy)]
+enum Write {
+    All,
+    /// Blocks of zeros are left out. Whoever writes so sets the length.
+    Holes,
 }
 
 /// Why writing a file failed: reading its content, or the tree.
@@ -67,13 +78,20 @@ impl TreeWriter {
             root_descriptor,
             open: Vec::new(),
             umask_interferes: mode & 0o755 != 0o755,
+            empty: true,
             buffer: vec![0; 1 << 17],
         })
+    }
+
+    /// Whether nothing was made.
+    pub(super) fn is_empty(&self) -> bool {
+        self.empty
     }
 
     /// Makes a directory, unless it is there. A file or link in its place gives way.
     pub(super) fn directory(&mut self, path: &CleanPath) -> Result<(), UnpackError> {
         let Some((name, parents)) = path.components().split_last() else { return Ok(()) };
+        self.empty = false;
         let parent = self.enter(parents, path)?;
         let result = match mkdirat(parent, os(name), DIRECTORY) {
             Ok(()) => chmod_directory(self.umask_interferes, self.parent(), name),
@@ -97,9 +115,38 @@ impl TreeWriter {
     ) -> Result<u64, WriteError> {
         let mut file = self.create(path, executable)?;
         let mut buffer = std::mem::take(&mut self.buffer);
-        let result = self.fill(&mut file, &mut buffer, path, content, limit, cancel);
+        let result = self.fill(&mut file, &mut buffer, path, content, Write::All, limit, cancel);
         self.buffer = buffer;
         result
+    }
+
+    /// Writes a regular file of `size` bytes of which `content` has the pieces at `extents`; what is
+    /// between them stays a hole.
+    pub(super) fn sparse(
+        &mut self,
+        path: &CleanPath,
+        executable: bool,
+        content: &mut dyn Read,
+        extents: &[Extent],
+        size: u64,
+        cancel: &CancelToken,
+    ) -> Result<(), WriteError> {
+        let mut file = self.create(path, executable)?;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let result = extents.iter().try_for_each(|extent| {
+            let sought = file.seek(SeekFrom::Start(extent.offset));
+            sought.map_err(|source| self.failure(path, source))?;
+            let mut piece = content.take(extent.length);
+            let written =
+                self.fill(&mut file, &mut buffer, path, &mut piece, Write::All, None, cancel)?;
+            if written < extent.length {
+                return Err(WriteError::Read(io::ErrorKind::UnexpectedEof.into()));
+            }
+            Ok(())
+        });
+        self.buffer = buffer;
+        result?;
+        Ok(file.set_len(size).map_err(|source| self.failure(path, source))?)
     }
 
     /// Makes a symbolic link of this text.
@@ -142,8 +189,18 @@ impl TreeWriter {
                     .map_err(|errno| self.failure(target, errno.into()))?;
                 let mode =
                     fstat(&source).map_err(|errno| self.failure(target, errno.into()))?.st_mode;
-                match self.file(path, mode & 0o100 != 0, &mut source, limit, cancel) {
-                    Ok(bytes) => Ok(Some(bytes)),
+                let mut file = self.create(path, mode & 0o100 != 0)?;
+                let mut buffer = std::mem::take(&mut self.buffer);
+                let how = Write::Holes;
+                let result =
+                    self.fill(&mut file, &mut buffer, path, &mut source, how, limit, cancel);
+                self.buffer = buffer;
+                match result {
+                    Ok(bytes) => {
+                        let ended = file.set_len(bytes);
+                        ended.map_err(|source| self.failure(path, source))?;
+                        Ok(Some(bytes))
+                    }
                     Err(WriteError::Read(source)) => Err(self.failure(target, source)),
                     Err(WriteError::Tree(error)) => Err(error),
                 }
@@ -152,12 +209,14 @@ impl TreeWriter {
         }
     }
 
+    #[allow(clippy::too_many_arguments, reason = "what `file`, `sparse` and `copy` have in common")]
     fn fill(
         &self,
         file: &mut File,
         buffer: &mut [u8],
         path: &CleanPath,
         content: &mut dyn Read,
+        how: Write,
         limit: Option<u64>,
         cancel: &CancelToken,
     ) -> Result<u64, WriteError> {
@@ -179,7 +238,14 @@ impl TreeWriter {
                 let entry = path.display();
                 return Err(UnpackError::TooLarge { entry, max_bytes: limit }.into());
             }
-            file.write_all(&buffer[..filled]).map_err(|source| self.failure(path, source))?;
+            let piece = &buffer[..filled];
+            let result = match how {
+                Write::Holes if piece.iter().all(|byte| *byte == 0) => {
+                    file.seek(SeekFrom::Current(filled as i64)).map(drop)
+                }
+                _ => file.write_all(piece),
+            };
+            result.map_err(|source| self.failure(path, source))?;
             if end {
                 return Ok(written);
             }
@@ -220,6 +286,7 @@ impl TreeWriter {
 
     fn enter_parent(&mut self, path: &CleanPath) -> Result<Vec<u8>, UnpackError> {
         let (name, parents) = path.components().split_last().expect("the root is no entry");
+        self.empty = false;
         self.enter(parents, path)?;
         Ok(name.clone())
     }

@@ -85,7 +85,7 @@ refused! {
         "fetch_git(name = \"a\", url = \"https://a/b\", commit = 40 * \"0\")" => "Missing named-only parameter `sha256`",
         "source(urls = [\"https://a/b\", \"https://a/b\"])" => "`urls`: \"https://a/b\" is there twice",
         "source(size = 0)" => "`size` is 0",
-        "source(unpack = \"zip\")" => "`unpack`: \"zip\" is not an archive format: None, \"tar\" or \"deb\" is expected",
+        "source(unpack = \"rar\")" => "`unpack`: \"rar\" is not an archive format: None, \"tar\", \"zip\" or \"deb\" is expected",
         "source(strip = 1)" => "`strip` is about unpacking, but `unpack` is None",
         "source(rename = {\"a\": \"b\"})" => "`rename` is about unpacking, but `unpack` is None",
         "source(unpack = \"tar\", only = [\"/usr\"])" => "`only`: \"/usr\" is not a relative path without",
@@ -117,6 +117,11 @@ refused! {
         "build(args = [\"a\\0b\"])" => "holds a control character",
         "build(ignore_references = {\"libfoo.so.1\": \"\"})" => "`ignore_references`: the reason for \"libfoo.so.1\" is empty",
         "build(ignore_references = {\"libfoo.so.1\": \" \"})" => "`ignore_references`: the reason for \"libfoo.so.1\" is empty",
+        "build(ignore_references = {\"a/b\": {\"libfoo.so.1\": \" \"}})" => "`ignore_references`: the reason for \"libfoo.so.1\" is empty",
+        "build(ignore_references = {\"a/b\": {}})" => "`ignore_references`: the reason for \"a/b\" is empty",
+        "build(ignore_references = {\"a/../b\": {\"c\": \"d\"}})" => "`ignore_references`: \"a/../b\" is not a relative path",
+        "build(allow_sandbox_paths = {\"a\": \"\"})" => "`allow_sandbox_paths`: the reason for \"a\" is empty",
+        "build(allow_sandbox_paths = 1)" => "`allow_sandbox_paths`",
         "build(ignore_references = {\"\": \"why\"})" => "`ignore_references` is empty",
         "build(allow_sandbox_paths = \"\")" => "`allow_sandbox_paths` is empty",
         "build(permissions = {\"/usr/bin/su\": \"rwx\"})" => "`permissions`: \"/usr/bin/su\": \"rwx\" is not a permission",
@@ -144,7 +149,7 @@ fn what_is_written_arrives() {
         size = 7, version = "2",
     )],
     outputs = ["out", "debug"], run = [tool], develop = [tool.output("dev")],
-    ignore_references = {"lib*.so": "loaded by nobody"}, permissions = {"/usr/bin/su": "4755 root:root"},
+    ignore_references = {"lib*.so": "loaded by nobody", "/usr/share/x": {"libc.so.6": "test data"}}, permissions = {"/usr/bin/su": "4755 root:root"},
     allow_sandbox_paths = "its tests check them", memory_mib = 1, cores = 2, timeout_seconds = 3, silence_seconds = 4,
 )"#,
     );
@@ -171,6 +176,8 @@ fn what_is_written_arrives() {
     assert!(build.develop.contains(&build.inputs[1].key) && build.develop.len() == 1);
     assert!(build.outputs.contains(&OutputName::out()) && build.outputs.len() == 2);
     assert_eq!(build.ignore_references["lib*.so"], "loaded by nobody");
+    assert_eq!(build.ignore_references.len(), 1);
+    assert_eq!(build.for_files.ignore_references["usr/share/x"]["libc.so.6"], "test data");
     assert_eq!(build.permissions["/usr/bin/su"].mode, 0o4755);
     assert_eq!(build.allow_sandbox_paths.as_deref(), Some("its tests check them"));
 

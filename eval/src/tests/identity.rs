@@ -72,6 +72,8 @@ fn what_only_advises_is_in_no_hash_and_everything_else_is() {
         "build(ignore_references = {\"a\": \"b\"})",
         "build(permissions = {\"/a\": \"4755 root:root\"})",
         "build(allow_sandbox_paths = \"so\")",
+        "build(allow_sandbox_paths = {\"a\": \"so\"})",
+        "build(ignore_references = {\"a\": {\"b\": \"c\"}})",
         "build(target = \"x86_64-linux-gnu\")",
         "build(host = \"x86_64-linux-musl\")",
     ] {
@@ -83,6 +85,7 @@ fn what_only_advises_is_in_no_hash_and_everything_else_is() {
         source
     );
     assert_ne!(hash(&with_component("source(unpack = \"tar\")")), source);
+    assert_ne!(hash(&with_component("source(unpack = \"zip\")")), source);
     assert_ne!(hash(&with_component("source(sha256 = 64 * \"1\")")), source);
 }
 

@@ -4,6 +4,10 @@
 use std::fs;
 use std::sync::LazyLock;
 
+use srp_builder::CancelToken;
+
+static CANCEL: LazyLock<CancelToken> = LazyLock::new(|| CancelToken::new().expect("a descriptor"));
+
 static TREE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     // In memory where that can be.
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory")
@@ -11,5 +15,6 @@ static TREE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     fs::write(TREE.path().join("file"), bytes).expect("written");
-    let _ = srp_builder::scan::scan(TREE.path());
+    let _ = srp_builder::scan::scan(TREE.path(), &CANCEL);
+    let _ = srp_builder::scan::forbidden(TREE.path(), &["/srp/build"], &|_| false, &CANCEL);
 });

@@ -1,4 +1,4 @@
-//! Archives: Debian packages, and tar in whatever compression.
+//! Archives: Debian packages, zip, and tar in whatever compression.
 #![no_main]
 
 use std::fs;
@@ -16,7 +16,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let (file, into) = (directory.path().join("file"), directory.path().join("into"));
     fs::write(&file, bytes).expect("written");
     let spec = UnpackSpec { max_bytes: Some(1 << 20), ..UnpackSpec::default() };
-    for format in [Format::Tar, Format::Deb] {
+    for format in [Format::Tar, Format::Zip, Format::Deb] {
         fs::create_dir(&into).expect("created");
         let _ = unpack(&file, format, &spec, &into, &CANCEL);
         fs::remove_dir_all(&into).expect("removed");

@@ -4,9 +4,14 @@ use std::io::Read;
 
 use super::contents;
 use super::part::{Looking, Sign};
+use crate::archive::{Budget, Signature, streams};
+use crate::cancel::CancelToken;
 
 /// More isn't decompressed.
 const MOST_BYTES: u64 = 256 << 20;
+
+/// What a decoder may hold.
+const MOST_MEMORY_BYTES: u64 = 640 << 20;
 
 /// What a compressed file is.
 struct Unpacked {
@@ -40,31 +45,26 @@ pub(super) fn compare(looking: &mut Looking<'_>, before: &[u8], after: &[u8], de
 }
 
 fn unpack(bytes: &[u8]) -> Option<Unpacked> {
-    let read = |reader: &mut dyn Read| {
-        let mut unpacked = Vec::new();
-        reader.take(MOST_BYTES + 1).read_to_end(&mut unpacked).ok()?;
-        (unpacked.len() as u64 <= MOST_BYTES).then_some(unpacked)
+    let signature = Signature::of(bytes);
+    let kind = signature.compression()?;
+    let header = match signature {
+        Signature::Gzip => gzip_header(bytes)?,
+        _ => String::new(),
     };
-    let plain = |kind, bytes| Some(Unpacked { kind, header: String::new(), bytes });
-    if bytes.starts_with(b"\x1f\x8b") {
-        let first = flate2::bufread::GzDecoder::new(bytes);
-        let header = first.header()?;
-        let name = String::from_utf8_lossy(header.filename().unwrap_or_default()).into_owned();
-        let header =
-            format!("time {}, name {name:?}, system {}", header.mtime(), header.operating_system());
-        let bytes = read(&mut flate2::bufread::MultiGzDecoder::new(bytes))?;
-        return Some(Unpacked { kind: "gzip", header, bytes });
-    }
-    if bytes.starts_with(b"\xfd7zXZ\0") {
-        return plain("xz", read(&mut liblzma::read::XzDecoder::new_multi_decoder(bytes))?);
-    }
-    if bytes.starts_with(b"\x28\xb5\x2f\xfd") {
-        return plain("zstd", read(&mut zstd::stream::read::Decoder::new(bytes).ok()?)?);
-    }
-    if bytes.starts_with(b"BZh") {
-        return plain("bzip2", read(&mut bzip2::bufread::MultiBzDecoder::new(bytes))?);
-    }
-    None
+    // It is over before anybody would cancel it.
+    let cancel = CancelToken::new().ok()?;
+    let budget = Budget::new(&cancel, MOST_MEMORY_BYTES, MOST_BYTES);
+    let mut unpacked = Vec::new();
+    let reader = streams::open(signature, bytes, 0, &budget).ok()?;
+    reader.take(MOST_BYTES + 1).read_to_end(&mut unpacked).ok()?;
+    (unpacked.len() as u64 <= MOST_BYTES).then_some(Unpacked { kind, header, bytes: unpacked })
+}
+
+fn gzip_header(bytes: &[u8]) -> Option<String> {
+    let first = flate2::bufread::GzDecoder::new(bytes);
+    let header = first.header()?;
+    let name = String::from_utf8_lossy(header.filename().unwrap_or_default()).into_owned();
+    Some(format!("time {}, name {name:?}, system {}", header.mtime(), header.operating_system()))
 }
 
 #[cfg(test)]

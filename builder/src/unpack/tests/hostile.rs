@@ -23,11 +23,12 @@ fn nothing_leaves_the_destination() {
         ("link to nothing", vec![hard_link("h", "missing")]),
         ("link to itself", vec![hard_link("h", "h")]),
         ("link to a directory", vec![directory("d"), hard_link("h", "d")]),
-        ("link forward", vec![hard_link("h", "later"), file("later", "x")]),
+        ("links in a circle", vec![hard_link("h", "i"), hard_link("i", "h")]),
+        ("link forward to a directory", vec![hard_link("h", "later"), directory("later")]),
         (
             "nul",
             vec![
-                Raw { body: b"a\0/../../escaped\0".to_vec(), ..Raw::new("././@LongLink", b'L') },
+                Raw { body: b"17 path=a\0/../x\n\n".to_vec(), ..Raw::new("x", b'x') },
                 file("x", "x"),
             ],
         ),
@@ -93,16 +94,17 @@ fn a_hard_link_to_a_link_is_that_link() {
 
 #[test]
 fn what_a_tree_cannot_hold_is_refused_by_name() {
-    for (kind, name) in
-        [(b'3', "character device"), (b'4', "block device"), (b'6', "fifo"), (b'V', "unknown")]
-    {
+    for (kind, name) in [
+        (b'3', "character device"),
+        (b'4', "block device"),
+        (b'6', "fifo"),
+        (b'Z', "unknown"),
+        (b'M', "volume"),
+    ] {
         let (result, _outer) = run(&[Raw::new("dev/thing", kind)]);
         let text = result.expect_err("refused").to_string();
         assert!(text.contains("dev/thing") && text.contains(name), "{text}");
     }
-    let sparse = Raw { body: b"22 GNU.sparse.major=1\n".to_vec(), ..Raw::new("x", b'x') };
-    let (result, _outer) = run(&[sparse, file("GNUSparseFile.0/x", "map")]);
-    assert!(matches!(result, Err(UnpackError::Kind { .. })), "{result:?}");
     // Excluded, it harms nobody.
     let spec = UnpackSpec { exclude: vec!["dev".into()], ..UnpackSpec::default() };
     let (result, _outer) =
@@ -129,8 +131,10 @@ fn special_modes_are_reported_and_not_applied() {
 #[test]
 fn damaged_archives_are_errors() {
     let whole = tar(&good());
-    let is_tar =
-        |result: &Result<Unpacked, UnpackError>| matches!(result, Err(UnpackError::Tar { .. }));
+    let is_tar = |result: &Result<Unpacked, UnpackError>| {
+        use UnpackError::{NotTar, Nothing, Tar};
+        matches!(result, Err(Tar { .. } | NotTar { .. } | Nothing { members: 0, .. }))
+    };
     for (name, bytes) in [
         ("empty", vec![]),
         ("garbage", b"<html>404</html>".repeat(100)),
@@ -167,7 +171,7 @@ fn damaged_archives_are_errors() {
 fn malformed_extended_headers_are_refused() {
     let malformed = Raw { body: b"9 path=../../x\n".to_vec(), ..Raw::new("x", b'x') };
     let (result, _outer) = run(&[malformed, file("x", "x")]);
-    assert!(matches!(result, Err(UnpackError::ExtendedHeader { .. })), "{result:?}");
+    assert!(matches!(result, Err(UnpackError::Tar { .. })), "{result:?}");
 }
 
 #[test]
@@ -177,7 +181,7 @@ fn lengths_are_bounded() {
         matches!(result, Err(UnpackError::Path { source: PathError::TooLong, .. })),
         "{result:?}"
     );
-    let (result, _outer) = run(&[long_name(b'L', &b"a/".repeat(1000)), file("x", "x")]);
+    let (result, _outer) = run(&[long_name(b'L', &b"a/".repeat(2100)), file("x", "x")]);
     assert!(
         matches!(result, Err(UnpackError::Path { source: PathError::TooLong, .. })),
         "{result:?}"

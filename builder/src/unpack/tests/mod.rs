@@ -1,6 +1,8 @@
 //! Archives as they should be, and as attackers make them: headers are written byte by byte here,
 //! because well-behaved libraries refuse to.
 
+mod differential;
+mod forms;
 mod hostile;
 mod sound;
 

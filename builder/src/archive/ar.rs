@@ -1,13 +1,9 @@
-//! The outer layer of a `.deb`: an `ar` archive (`deb(5)`, `ar(5)`), of which only `data.tar.*` is read.
-//! Parsing is pure; one function finds the data in a file.
+//! `ar` archives: static libraries, member by member, and the outer layer of a `.deb` (`deb(5)`, `ar(5)`),
+//! of which only `data.tar.*` is read.
 
-use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::Path;
 
 use thiserror::Error;
-
-use super::error::UnpackError;
 
 const MAGIC: &[u8; 8] = b"!<arch>\n";
 const HEADER: usize = 60;
@@ -46,13 +42,13 @@ pub enum ArError {
 
 /// A member's name and size.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Member {
-    pub(super) name: String,
-    pub(super) size: u64,
+pub(crate) struct ArMember {
+    pub(crate) name: String,
+    pub(crate) size: u64,
 }
 
 /// Parses one member's header of 60 bytes: name, time, owner, group, mode, size, end mark.
-pub(super) fn parse_header(header: &[u8; HEADER]) -> Option<Member> {
+pub(crate) fn parse_header(header: &[u8; HEADER]) -> Option<ArMember> {
     if &header[58..60] != b"`\n" {
         return None;
     }
@@ -69,21 +65,11 @@ pub(super) fn parse_header(header: &[u8; HEADER]) -> Option<Member> {
         && !size.is_empty()
         && size.bytes().all(|byte| byte.is_ascii_digit());
     sound.then_some(())?;
-    Some(Member { name: name.to_owned(), size: size.parse().ok()? })
-}
-
-/// Finds the data of a package. The file is positioned at its beginning; the second value is its size.
-pub(super) fn open_deb_data(
-    path: &Path,
-    mut file: File,
-) -> Result<(io::Take<File>, u64), UnpackError> {
-    let failure = |source| UnpackError::Ar { path: path.to_owned(), source };
-    let size = find_data(&mut file).map_err(failure)?;
-    Ok((file.take(size), size))
+    Some(ArMember { name: name.to_owned(), size: size.parse().ok()? })
 }
 
 /// Leaves the reader at the beginning of `data.tar.*` and returns its size.
-pub(super) fn find_data<R: Read + Seek>(reader: &mut R) -> Result<u64, ArError> {
+pub(crate) fn find_data<R: Read + Seek>(reader: &mut R) -> Result<u64, ArError> {
     let end = reader.seek(SeekFrom::End(0))?;
     reader.seek(SeekFrom::Start(0))?;
     let mut magic = [0; 8];
@@ -129,6 +115,79 @@ pub(super) fn find_data<R: Read + Seek>(reader: &mut R) -> Result<u64, ArError> 
         offset = body + member.size + member.size % 2;
     }
     Err(ArError::NoData)
+}
+
+/// Reads the members of any `ar` archive one after the other; between them, by [`Read`], the content of
+/// the last one. Long names are GNU's (in a table, the member `//`) or BSD's (before the content).
+pub(crate) struct ArReader<R> {
+    source: R,
+    left: u64,
+    padded: bool,
+    names: Vec<u8>,
+}
+
+/// A table of names that is longer isn't kept.
+const MAX_NAMES: u64 = 16 << 20;
+
+impl<R: Read> ArReader<R> {
+    /// Passes over the magic bytes at the beginning.
+    pub(crate) fn new(mut source: R) -> io::Result<Self> {
+        let mut magic = [0; 8];
+        source.read_exact(&mut magic)?;
+        Ok(ArReader { source, left: 0, padded: false, names: Vec::new() })
+    }
+
+    /// The name of the next member with content of its own; `None` where no header follows.
+    pub(crate) fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            io::copy(self, &mut io::sink())?;
+            if std::mem::take(&mut self.padded) {
+                self.source.read_exact(&mut [0])?;
+            }
+            let mut header = [0; HEADER];
+            self.source.read_exact(&mut header)?;
+            let size = std::str::from_utf8(&header[48..58]).ok();
+            let size = size.and_then(|size| size.trim().parse::<u64>().ok());
+            let Some(size) = size.filter(|_| header[58..] == *b"`\n") else { return Ok(None) };
+            (self.left, self.padded) = (size, size % 2 == 1);
+            let name = header[..16].trim_ascii_end();
+            let number = |digits: &[u8]| std::str::from_utf8(digits).ok()?.parse::<usize>().ok();
+            let name = match name {
+                b"//" if size <= MAX_NAMES => {
+                    let mut names = Vec::new();
+                    self.read_to_end(&mut names)?;
+                    self.names = names;
+                    continue;
+                }
+                [b'#', b'1', b'/', length @ ..] => {
+                    let length = number(length).filter(|length| *length <= 4096).unwrap_or(0);
+                    let mut long = Vec::new();
+                    self.by_ref().take(length as u64).read_to_end(&mut long)?;
+                    long.truncate(long.iter().position(|byte| *byte == 0).unwrap_or(long.len()));
+                    long
+                }
+                [b'/', digits @ ..] if number(digits).is_some() => {
+                    let at = number(digits).unwrap_or_default();
+                    let long = self.names.get(at..).unwrap_or_default();
+                    let end = long.iter().position(|byte| *byte == b'\n').unwrap_or(long.len());
+                    long[..end].strip_suffix(b"/").unwrap_or(&long[..end]).to_owned()
+                }
+                name => {
+                    name.strip_suffix(b"/").filter(|it| !it.is_empty()).unwrap_or(name).to_owned()
+                }
+            };
+            return Ok(Some(name));
+        }
+    }
+}
+
+impl<R: Read> Read for ArReader<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(into.len());
+        let read = self.source.read(&mut into[..most])?;
+        self.left -= read as u64;
+        Ok(read)
+    }
 }
 
 #[cfg(test)]
