@@ -28,6 +28,7 @@ pub mod manifest;
 mod materialise;
 mod roots;
 mod store;
+mod upgrade;
 
 pub use commit::Registration;
 pub use db::{History, Index, IndexError, Info};
@@ -46,4 +47,4 @@ pub use object::{Object, ObjectName, Permission, Reference, ReferenceKind};
 pub use realisation::{Claim, Realisation, Route};
 pub use roots::Root;
 pub use store::{Access, FORMAT, Store};
-pub use tree::{Directory, Entry};
+pub use tree::{Directory, Entry, TREE_TIME_SECONDS};

@@ -19,6 +19,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, UtimensatFlags, fstat, mkdirat, stat, umask, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{fchdir, symlinkat};
+use srp_store::TREE_TIME_SECONDS;
 
 use super::identity;
 use super::plan::{RootMode, SandboxPlan, SkeletonEntry};
@@ -390,10 +391,10 @@ impl<'a> Setup<'a> {
         written.map_err(|e| from_io(&e)).during(|| format!("write staged {name}"))
     }
 
-    /// Sets a staged entry's times to 1, the time of every file of the store.
+    /// Sets a staged entry's times to that of every file of the store.
     pub(super) fn seal(&self, name: &str) -> Done {
-        let one = TimeSpec::new(1, 0);
-        utimensat(self.staging(), name, &one, &one, UtimensatFlags::NoFollowSymlink)
+        let time = TimeSpec::new(TREE_TIME_SECONDS, 0);
+        utimensat(self.staging(), name, &time, &time, UtimensatFlags::NoFollowSymlink)
             .during(|| format!("set the time of staged {name}"))
     }
 }
