@@ -6,13 +6,14 @@
 //!
 //! - srp (`launcher`, `supervise`, `watch`, `cgroup`): threads, logs, limits. Trusted.
 //! - the launcher process (`zygote`): srp executed once more with one thread; clones sandboxes.
-//! - the sandbox's init (`apply`, `inside`, `identity`, `init`, `answers`,
-//!   `clock`, `order`): namespaces, mounts, filter; then process 1. The build
-//!   can neither trace nor signal it, and it decides nothing that a limit depends on.
+//! - the sandbox's init (`apply`, `inside`, `identity`, `init`, `answers`, `memory`, `clock`,
+//!   `order`): namespaces, mounts, filter; then process 1. The build can neither trace nor signal
+//!   it, nor set its limits, and it decides nothing that a limit depends on.
 //! - the command.
 //!
 //! There is deliberately no weaker mode: a step that fails is an error. There is no network, and no
-//! way to ask for one. It also doesn't know the store: layers are directories.
+//! way to ask for one. Of the store it knows nothing but the time of its files: layers are
+//! directories.
 
 mod answers;
 mod apply;
@@ -27,6 +28,7 @@ mod identity;
 mod init;
 mod inside;
 mod launcher;
+mod memory;
 mod order;
 mod outcome;
 mod plan;
