@@ -44,7 +44,8 @@ pub(super) fn give_up(plan: &SandboxPlan) -> Result<OwnedFd, Errno> {
     // As every program is from its beginning on; else init could not write its answers.
     nix::sys::prctl::set_dumpable(true)?;
     // Init had to keep the right to look into processes; nothing else may have it.
-    sys::install_filter(&seccomp::filter(&plan.abis, plan.debuggers))?;
+    let owner = (plan.uid, plan.gid);
+    sys::install_filter(&seccomp::filter(&plan.abis, plan.debuggers, owner))?;
     sys::install_listening_filter(&questions(&plan.attributes))
 }
 

@@ -195,8 +195,8 @@ impl<'a> Setup<'a> {
                 nix::sys::prctl::set_no_new_privs().during(|| "set no_new_privs".to_owned())?;
                 nix::sys::prctl::set_dumpable(false).during(|| "forbid tracing init".to_owned())
             }
-            Step::Filter { abis, debuggers } => {
-                sys::install_filter(&seccomp::filter(abis, *debuggers))
+            Step::Filter { abis, debuggers, uid, gid } => {
+                sys::install_filter(&seccomp::filter(abis, *debuggers, (*uid, *gid)))
                     .during(|| "seccomp".to_owned())
             }
         }

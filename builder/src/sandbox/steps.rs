@@ -134,6 +134,10 @@ pub enum Step {
         abis: Vec<Abi>,
         /// Whether processes may trace each other.
         debuggers: bool,
+        /// User id inside.
+        uid: u32,
+        /// Group id inside.
+        gid: u32,
     },
 }
 
@@ -194,6 +198,8 @@ impl SandboxPlan {
                 abis: self.abis.clone(),
                 // Init answers programs by looking into them; they get a stricter filter then.
                 debuggers: self.debuggers || self.attributes.need_answers(),
+                uid: self.uid,
+                gid: self.gid,
             },
         ]);
         steps
