@@ -210,9 +210,24 @@ impl Work<'_> {
             log_bytes: self.options.log_bytes,
             memory_bytes: self.options.memory_bytes,
             processes: Some(PROCESSES),
+            file_bytes: Some(FILE_BYTES),
+            disk_bytes: Some(self.disk_bytes(scratch)?),
             ..Limits::default()
         };
         Ok(plan)
+    }
+
+    /// What one build may take of the disk that its scratch directory lies on.
+    fn disk_bytes(&self, scratch: &Path) -> Result<u64, FailureCause> {
+        if let Some(bytes) = self.options.disk_bytes {
+            return Ok(bytes);
+        }
+        let found = nix::sys::statvfs::statvfs(scratch).map_err(|errno| FailureCause::Io {
+            action: format!("look at the file system of {}", scratch.display()),
+            source: errno.into(),
+        })?;
+        let free = found.blocks_available().saturating_mul(found.fragment_size());
+        Ok(free - free / 10)
     }
 
     fn runner_name(&self) -> Result<String, FailureCause> {
@@ -346,6 +361,9 @@ impl Work<'_> {
 /// More processes than any build needs, fewer than a machine can't bear.
 const PROCESSES: u64 = 4096;
 
+/// Longer than any file that a build has reason to write, shorter than what takes hours to hash.
+const FILE_BYTES: u64 = 64 << 30;
+
 /// What an output refers to.
 #[derive(Default)]
 struct Found {
@@ -437,6 +455,10 @@ fn check_outcome(outcome: &Outcome, killed: u64) -> Result<(), FailureCause> {
                 Limit::Time => "it took longer than it may",
                 Limit::Silence => "it said nothing for longer than it may",
                 Limit::Log => "it wrote more to its log than it may",
+                Limit::Disk => {
+                    "it wrote more to disk than a build may (disk_mib of the configuration), or left \
+                     too little room there for others"
+                }
             }
             .to_owned(),
             peak_memory_bytes,

@@ -186,8 +186,9 @@ impl<'a> Setup<'a> {
             Step::RegisterHandler { source, handler } => self.register(*source, *handler),
             Step::EnterRoot => self.enter_root(),
             Step::BecomeUser { uid, gid } => self.become_user(*uid, *gid),
-            Step::ProcessLimits { processes, attributes } => {
-                identity::process_limits(*processes, attributes)
+            Step::EnterRoot => self.enter_root(),
+            Step::ProcessLimits { processes, file_bytes, attributes } => {
+                identity::process_limits(*processes, *file_bytes, attributes)
             }
             Step::DropPrivileges { keep_file_override } => {
                 let keep = keep_file_override.then_some(sys::CAP_DAC_OVERRIDE);

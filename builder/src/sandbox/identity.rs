@@ -58,7 +58,11 @@ fn die_with_the_launcher() -> Done {
         .during(|| "ask for a signal when the launcher dies".to_owned())
 }
 
-pub(super) fn process_limits(processes: Option<u64>, attributes: &Attributes) -> Done {
+pub(super) fn process_limits(
+    processes: Option<u64>,
+    file_bytes: Option<u64>,
+    attributes: &Attributes,
+) -> Done {
     umask(Mode::from_bits_truncate(attributes.umask));
     if let Some(processors) = attributes.processors {
         keep_processors(processors)
@@ -68,7 +72,6 @@ pub(super) fn process_limits(processes: Option<u64>, attributes: &Attributes) ->
         Resource::RLIMIT_AS,
         Resource::RLIMIT_CPU,
         Resource::RLIMIT_DATA,
-        Resource::RLIMIT_FSIZE,
         Resource::RLIMIT_LOCKS,
         Resource::RLIMIT_RSS,
         Resource::RLIMIT_RTTIME,
@@ -88,14 +91,14 @@ pub(super) fn process_limits(processes: Option<u64>, attributes: &Attributes) ->
     ] {
         setrlimit(resource, value, value).during(|| format!("set {resource:?} to {value}"))?;
     }
+    match file_bytes {
+        None => raise(Resource::RLIMIT_FSIZE, u64::MAX)?,
+        Some(bytes) => lower(Resource::RLIMIT_FSIZE, bytes)?,
+    }
     // Since Linux 5.14 processes are counted per user namespace, before that per user of the
     // machine, where this ceiling would hit the innocent.
     if let Some(processes) = processes.filter(|_| kernel_is_at_least(5, 14)) {
-        let resource = Resource::RLIMIT_NPROC;
-        let (_, hard) = getrlimit(resource).during(|| format!("read {resource:?}"))?;
-        let ceiling = processes.min(hard);
-        setrlimit(resource, ceiling, ceiling)
-            .during(|| format!("set {resource:?} to {ceiling}"))?;
+        lower(Resource::RLIMIT_NPROC, processes)?;
     }
     // The last: it decides which kernel there is said to be.
     let mut persona = Persona::empty();
@@ -122,6 +125,13 @@ fn raise(resource: Resource, value: u64) -> Done {
     let (_, hard) = getrlimit(resource).during(|| format!("read {resource:?}"))?;
     let soft = value.min(hard);
     setrlimit(resource, soft, hard).during(|| format!("set {resource:?} to {soft}"))
+}
+
+/// Sets both limits to `value`, or less if the hard one is.
+fn lower(resource: Resource, value: u64) -> Done {
+    let (_, hard) = getrlimit(resource).during(|| format!("read {resource:?}"))?;
+    let ceiling = value.min(hard);
+    setrlimit(resource, ceiling, ceiling).during(|| format!("set {resource:?} to {ceiling}"))
 }
 
 fn kernel_is_at_least(wanted_major: u32, wanted_minor: u32) -> bool {

@@ -4,7 +4,7 @@
 //! list of what is done for it; a [`Launcher`] has it done and returns an [`Outcome`]. What happens
 //! where:
 //!
-//! - srp (`launcher`, `supervise`, `watch`, `cgroup`): threads, logs, limits. Trusted.
+//! - srp (`launcher`, `supervise`, `watch`, `disk`, `cgroup`): threads, logs, limits. Trusted.
 //! - the launcher process (`zygote`): srp executed once more with one thread; clones sandboxes.
 //! - the sandbox's init (`apply`, `inside`, `identity`, `init`, `answers`, `memory`, `clock`,
 //!   `order`): namespaces, mounts, filter; then process 1. The build can neither trace nor signal
@@ -22,6 +22,7 @@ mod bpf;
 mod cgroup;
 mod clock;
 mod deadline;
+mod disk;
 mod error;
 mod features;
 mod identity;

@@ -289,6 +289,10 @@ pub struct Limits {
     pub silence_seconds: Option<u64>,
     /// Length of the log.
     pub log_bytes: Option<u64>,
+    /// Length of one file, holes included: whoever writes beyond it gets a signal and EFBIG.
+    pub file_bytes: Option<u64>,
+    /// Disk space of all writable directories together.
+    pub disk_bytes: Option<u64>,
     /// Size of what lives in memory: `/dev/shm`, `/tmp` unless bound, an ephemeral root's changes.
     pub scratch_bytes: Option<u64>,
 }

@@ -119,6 +119,8 @@ pub enum Step {
     ProcessLimits {
         /// Ceiling for processes, above the limit that ends the sandbox.
         processes: Option<u64>,
+        /// Length of one file.
+        file_bytes: Option<u64>,
         /// What the plan says of the rest.
         attributes: Attributes,
     },
@@ -192,7 +194,12 @@ impl SandboxPlan {
         steps.extend([
             Step::EnterRoot,
             Step::BecomeUser { uid: self.uid, gid: self.gid },
-            Step::ProcessLimits { processes, attributes: self.attributes.clone() },
+            Step::EnterRoot,
+            Step::ProcessLimits {
+                processes,
+                file_bytes: self.limits.file_bytes,
+                attributes: self.attributes.clone(),
+            },
             Step::DropPrivileges { keep_file_override: self.root == RootMode::Ephemeral },
             Step::Filter {
                 abis: self.abis.clone(),
@@ -391,6 +398,7 @@ mod tests {
         );
         assert!(plan.steps().contains(&Step::RegisterHandler { source: 5, handler: 0 }));
         let attributes = Attributes::default();
-        assert!(plan.steps().contains(&Step::ProcessLimits { processes: Some(164), attributes }));
+        let limits = Step::ProcessLimits { processes: Some(164), file_bytes: None, attributes };
+        assert!(plan.steps().contains(&limits));
     }
 }

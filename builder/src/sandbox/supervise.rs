@@ -16,6 +16,7 @@ use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
 use super::cgroup::Cgroup;
+use super::disk::Disk;
 use super::error::SandboxError;
 use super::outcome::{Isolation, Limit, LimitsBy, Observation, Outcome, Status};
 use super::plan::Limits;
@@ -33,6 +34,7 @@ pub(super) struct Supervision<'a> {
     /// Where its log comes from, if it has one.
     pub(super) output: Option<OwnedFd>,
     pub(super) cgroup: Option<Cgroup>,
+    pub(super) disk: Option<Disk>,
     pub(super) start: Instant,
 }
 
@@ -41,11 +43,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const FIRST_LOOK: Duration = Duration::from_millis(50);
 
 pub(super) fn supervise(
-    supervision: Supervision<'_>,
+    mut supervision: Supervision<'_>,
     log: &mut dyn Write,
     cancel: &CancelToken,
 ) -> Result<Outcome, SandboxError> {
-    let mut state = State::new(&supervision);
+    let mut state = State::new(&mut supervision);
     if let Err(error) = state.watch_over(&supervision, log, cancel) {
         state.fail(error);
         state.bury();
@@ -61,6 +63,7 @@ struct State<'a> {
     start: Instant,
     process: Option<OwnedFd>,
     watch: Option<Watch>,
+    disk: Option<Disk>,
     isolation: Isolation,
     /// The command's own end, from init.
     ended: Option<i32>,
@@ -94,7 +97,7 @@ enum Doom {
 }
 
 impl<'a> State<'a> {
-    fn new(supervision: &Supervision<'a>) -> Self {
+    fn new(supervision: &mut Supervision<'a>) -> Self {
         let limits_by = match supervision.cgroup {
             Some(_) => LimitsBy::Cgroup,
             None => LimitsBy::Watchdog,
@@ -104,6 +107,7 @@ impl<'a> State<'a> {
             start: supervision.start,
             process: None,
             watch: None,
+            disk: supervision.disk.take(),
             isolation: Isolation { limits_by, idmapped: false, own_binfmt: false },
             ended: None,
             observation: None,
@@ -333,6 +337,14 @@ impl<'a> State<'a> {
         self.peak_memory_bytes = self.peak_memory_bytes.max(used);
         if self.limits.processes.is_some_and(|limit| usage.tasks > limit) {
             self.doom(Doom::Limit(Limit::Processes));
+        }
+        match self.disk.as_mut().map(|disk| disk.is_exceeded(now)).transpose() {
+            Ok(Some(true)) => self.doom(Doom::Limit(Limit::Disk)),
+            Ok(_) => {}
+            Err(source) => {
+                let action = "look at the sandbox's directories";
+                return self.fail(SandboxError::System { action, source });
+            }
         }
         let cost = now.elapsed();
         self.next_look = match used > limit / 2 {
