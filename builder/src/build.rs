@@ -11,7 +11,7 @@ use srp_store::compose::Composition;
 use srp_store::ingest::{self, Rules};
 use srp_store::{
     BASE_LAYOUT, Build, Listing, Object, ObjectId, OutputName, Reference, ReferenceKind,
-    Registration, Role, Route, Scratch, Skeleton,
+    Registration, Role, Route, Scratch, Skeleton, TREE_TIME_SECONDS,
 };
 
 use crate::event::Event;
@@ -166,11 +166,15 @@ impl Work<'_> {
         };
         plan.binds = vec![
             bind(&scratch.join("build"), BUILD_PATH, true, true),
-            bind(&scratch.join("out"), "/srp/out", true, true),
             // On disk: a linker's temporary files can be larger than memory.
             bind(&scratch.join("tmp"), "/tmp", true, true),
             bind(jobserver, "/srp/jobserver", true, false),
         ];
+        for output in &build.outputs {
+            // A mount each: its top directory can't be removed, renamed or made a link.
+            let target = format!("/srp/out/{output}");
+            plan.binds.push(bind(&scratch.join("out").join(output.as_str()), &target, true, true));
+        }
         for id in self.role(Role::Sources) {
             let object = self.store.info(&id)?.object;
             let target = format!("/srp/source/{}", object.name);

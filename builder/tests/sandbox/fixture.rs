@@ -68,7 +68,9 @@ impl Fixture {
         plan.layers = vec![self.directory.join("other"), self.directory.join("busybox")];
         plan.skeleton =
             vec![SkeletonEntry::Symlink { path: "/bin".into(), target: "usr/bin".into() }];
-        for (name, target) in [("build", "/srp/build"), ("out", "/srp/out"), ("tmp", "/tmp")] {
+        for (name, target) in
+            [("build", "/srp/build"), ("out/out", "/srp/out/out"), ("tmp", "/tmp")]
+        {
             plan.binds.push(Bind {
                 source: self.directory.join(name),
                 target: target.to_owned(),
@@ -159,7 +161,7 @@ fn normalise(path: &Path, object: bool) {
     if kind.is_symlink() {
         let time = nix::sys::time::TimeSpec::new(TREE_TIME_SECONDS, 0);
         let no_follow = nix::sys::stat::UtimensatFlags::NoFollowSymlink;
-        nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, path, &one, &one, no_follow).unwrap();
+        nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, path, &time, &time, no_follow).unwrap();
         return;
     }
     let file = fs::File::open(path).unwrap();
