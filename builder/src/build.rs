@@ -197,9 +197,6 @@ impl Work<'_> {
                 machine: self.machine.arch().to_owned(),
             });
         }
-        if [&build.build, &build.host].iter().any(|triple| triple.arch() == "i686") {
-            plan.abis.push(Abi::I386);
-        }
         let advice = &self.derivation.advice;
         if plan.binfmt.is_empty() {
             // A program that stumbles over an instruction dies of SIGILL, which explains nothing.
@@ -412,6 +409,7 @@ fn environment(build: &Build, cores: u64) -> BTreeMap<String, String> {
 }
 
 /// The base layout as the sandbox's lowest layer, without what the composed root has itself.
+/// For the host name that every plan has.
 pub(crate) fn skeleton(root: &Composition) -> Vec<SkeletonEntry> {
     BASE_LAYOUT
         .iter()
@@ -422,18 +420,50 @@ pub(crate) fn skeleton(root: &Composition) -> Vec<SkeletonEntry> {
                 let mode = if path == "var/tmp" { 0o1777 } else { 0o755 };
                 Some(SkeletonEntry::Dir { path: format!("/{path}"), mode })
             }
-            Skeleton::File(path, text) => Some(SkeletonEntry::File {
-                path: format!("/{path}"),
-                mode: 0o644,
-                content: text.to_owned(),
-            }),
+            // The sandbox has its own, below.
+            Skeleton::File("etc/hosts", _) => None,
+            Skeleton::File(path, text) => Some(file(format!("/{path}"), text.to_owned())),
             Skeleton::MergedUsr(name) => {
                 let target = format!("usr/{name}");
                 root.locate(&target)?;
                 Some(SkeletonEntry::Symlink { path: format!("/{name}"), target })
             }
         })
+        .chain([
+            file(HOSTS.to_owned(), hosts(SandboxPlan::HOSTNAME)),
+            file("/etc/nsswitch.conf".to_owned(), NAME_SERVICES.to_owned()),
+        ])
         .collect()
+}
+
+fn file(path: String, content: String) -> SkeletonEntry {
+    SkeletonEntry::File { path, mode: 0o644, content }
+}
+
+/// Where the sandbox's own name and that of its loopback interface are looked up.
+const HOSTS: &str = "/etc/hosts";
+
+/// Names are looked up in files and nowhere else: a C library without this would ask name servers,
+/// and tell "try again" of names that there are none of.
+const NAME_SERVICES: &str = "passwd: files\ngroup: files\nshadow: files\nhosts: files\nnetworks: files\n\
+                             protocols: files\nservices: files\nethers: files\nrpc: files\n";
+
+/// The first name of an address is what the address is called; the first of a line, what its other
+/// names stand for.
+fn hosts(hostname: &str) -> String {
+    format!("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 {hostname}\n::1 {hostname}\n")
+}
+
+/// Gives a build's host another name; the name that it had.
+pub(crate) fn rename_host(plan: &mut SandboxPlan, hostname: &str) -> String {
+    for entry in &mut plan.skeleton {
+        if let SkeletonEntry::File { path, content, .. } = entry
+            && path == HOSTS
+        {
+            *content = hosts(hostname);
+        }
+    }
+    std::mem::replace(&mut plan.hostname, hostname.to_owned())
 }
 
 /// `killed` is how many processes the kernel killed for lack of memory while the build ran.
