@@ -27,8 +27,8 @@ use crate::work::{Chosen, Made, Work};
 /// Names that no output may contain: they mean something in the sandbox only.
 pub const SANDBOX_PATHS: &[&str] = &["/srp/build", "/srp/out", "/srp/sysroot", "/srp/source"];
 
-/// 1980-01-01: the earliest time that a zip archive can hold.
-const SOURCE_DATE_EPOCH: &str = "315532800";
+/// Where a build finds its job server.
+const JOBSERVER_PATH: &str = "/srp/jobserver";
 
 /// Where a build begins: the directory that it may fill with what it likes.
 pub(crate) const BUILD_PATH: &str = "/srp/build";
@@ -168,7 +168,7 @@ impl Work<'_> {
             bind(&scratch.join("build"), BUILD_PATH, true, true),
             // On disk: a linker's temporary files can be larger than memory.
             bind(&scratch.join("tmp"), "/tmp", true, true),
-            bind(jobserver, "/srp/jobserver", true, false),
+            bind(jobserver, JOBSERVER_PATH, true, false),
         ];
         for output in &build.outputs {
             // A mount each: its top directory can't be removed, renamed or made a link.
@@ -377,30 +377,38 @@ fn list(names: &[OutputName]) -> String {
 }
 
 /// What every derivation finds in its environment, unless it says otherwise.
-pub(crate) fn environment_of_every_build() -> impl Iterator<Item = (&'static str, &'static str)> {
+pub(crate) fn environment_of_every_build() -> impl Iterator<Item = (&'static str, String)> {
     [
         ("HOME", BUILD_PATH),
         ("LANG", "C.UTF-8"),
         ("LC_ALL", "C.UTF-8"),
         ("PATH", "/usr/bin:/usr/sbin"),
         ("SHELL", "/bin/sh"),
-        ("SOURCE_DATE_EPOCH", SOURCE_DATE_EPOCH),
         ("TERM", "dumb"),
         ("TMPDIR", "/tmp"),
         ("TZ", "UTC"),
         ("USER", "build"),
     ]
     .into_iter()
+    .map(|(name, value)| (name, value.to_owned()))
+    // That of all inputs: what is made of them at that time is not older than they are.
+    .chain([("SOURCE_DATE_EPOCH", TREE_TIME_SECONDS.to_string())])
 }
+
+/// Variables that tell of the job server, each to those who can use it and to nobody else: GNU make
+/// (which hands it on in `MAKEFLAGS` to whatever it runs), cargo and rustc. In `MAKEFLAGS` itself
+/// other makes would find options that they don't know.
+pub(crate) const JOBSERVER_VARIABLES: &[&str] = &["GNUMAKEFLAGS", "CARGO_MAKEFLAGS"];
 
 /// The environment of a build, the same on every machine but for the number of cores.
 fn environment(build: &Build, cores: u64) -> BTreeMap<String, String> {
-    let mut environment: BTreeMap<String, String> = environment_of_every_build()
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect();
+    let mut environment: BTreeMap<String, String> =
+        environment_of_every_build().map(|(name, value)| (name.to_owned(), value)).collect();
     environment.insert("SRP_CORES".to_owned(), cores.to_string());
-    let flags = format!("-j{cores} --jobserver-auth=fifo:/srp/jobserver");
-    environment.insert("MAKEFLAGS".to_owned(), flags);
+    for name in JOBSERVER_VARIABLES {
+        let flags = format!("-j{cores} --jobserver-auth=fifo:{JOBSERVER_PATH}");
+        environment.insert((*name).to_owned(), flags);
+    }
     for output in &build.outputs {
         environment.insert(output.to_string(), format!("/srp/out/{output}"));
     }
