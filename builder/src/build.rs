@@ -18,7 +18,7 @@ use crate::event::Event;
 use crate::request::FailureCause;
 use crate::roots::{Composed, Outputs};
 use crate::sandbox::{
-    Abi, Bind, BinfmtHandler, Limit, Limits, LimitsBy, Outcome, SandboxPlan, SkeletonEntry, Status,
+    Bind, BinfmtHandler, Limit, Limits, LimitsBy, Outcome, SandboxPlan, SkeletonEntry, Status,
     out_of_memory_kills,
 };
 use crate::scan::{self, Provider};
