@@ -18,11 +18,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::Mode;
-use nix::unistd::{Pid, getegid, geteuid, pipe2, setgroups};
+use nix::unistd::{Gid, Pid, Uid, fchown, getegid, geteuid, pipe2, setgroups};
 
 use super::apply::prepare_source;
 use super::features;
 use super::init::{self, Inheritance};
+use super::plan::Stdio;
 use super::sys::{self, Cloned};
 use super::wire::{self, Failure, Job, Report, Request, tell};
 
@@ -170,6 +171,13 @@ impl Zygote {
         };
         let mut sources = Vec::new();
         if self.identity == Identity::Root {
+            if plan.stdio != Stdio::Inherit {
+                // A user's build may open its log anew (`/dev/stderr`), so may root's.
+                for stream in &stdio {
+                    fchown(stream, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+                        .map_err(at("hand over standard input and output"))?;
+                }
+            }
             let map = self.map_of(slot, uid).map_err(at("map root's files to the build's user"))?;
             for (number, path) in plan.sources().enumerate() {
                 let writable = plan.is_writable_source(number);
