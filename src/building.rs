@@ -90,6 +90,7 @@ impl Workshop {
                 .memory_mib
                 .map(|mib| mib.saturating_mul(1 << 20))
                 .or_else(memory_bytes),
+            disk_bytes: context.config.disk_mib.map(|mib| mib.saturating_mul(1 << 20)),
         };
         let broker =
             Broker::new(cores).map_err(|error| CommandError::chain(ExitCode::User, error))?;

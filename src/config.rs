@@ -28,6 +28,8 @@ pub(crate) struct Config {
     pub(crate) cores: Option<usize>,
     /// How much memory builds may take together.
     pub(crate) memory_mib: Option<u64>,
+    /// How much disk one build may take.
+    pub(crate) disk_mib: Option<u64>,
     /// Base URLs by the name of the mirror.
     pub(crate) mirrors: BTreeMap<String, Vec<String>>,
     /// Sources directories that are looked into before anything is fetched.
@@ -78,6 +80,7 @@ struct File {
     jobs: Option<std::num::NonZeroUsize>,
     cores: Option<std::num::NonZeroUsize>,
     memory_mib: Option<std::num::NonZeroU64>,
+    disk_mib: Option<std::num::NonZeroU64>,
     #[serde(default)]
     mirrors: BTreeMap<String, Urls>,
     #[serde(default)]
@@ -160,6 +163,7 @@ impl Config {
         self.jobs = self.jobs.or(file.jobs.map(usize::from));
         self.cores = self.cores.or(file.cores.map(usize::from));
         self.memory_mib = self.memory_mib.or(file.memory_mib.map(u64::from));
+        self.disk_mib = self.disk_mib.or(file.disk_mib.map(u64::from));
         for (name, urls) in file.mirrors {
             let urls = match urls {
                 Urls::One(url) => vec![url],

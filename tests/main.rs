@@ -36,4 +36,5 @@ mod cases {
     mod s3;
     mod serve;
     mod tidy;
+    mod world;
 }

@@ -11,15 +11,15 @@ use srp_store::compose::Composition;
 use srp_store::ingest::{self, Rules};
 use srp_store::{
     BASE_LAYOUT, Build, Listing, Object, ObjectId, OutputName, Reference, ReferenceKind,
-    Registration, Role, Route, Scratch, Skeleton,
+    Registration, Role, Route, Scratch, Skeleton, TREE_TIME_SECONDS,
 };
 
 use crate::event::Event;
 use crate::request::FailureCause;
 use crate::roots::{Composed, Outputs};
 use crate::sandbox::{
-    Abi, Bind, BinfmtHandler, Limit, Limits, LimitsBy, NotStarted, Outcome, SandboxError,
-    SandboxPlan, SkeletonEntry, Status, out_of_memory_kills,
+    Bind, BinfmtHandler, Limit, Limits, LimitsBy, NotStarted, Outcome, SandboxError, SandboxPlan,
+    SkeletonEntry, Status, out_of_memory_kills,
 };
 use crate::scan::{self, Provider};
 use crate::work::{Chosen, Made, Work};
@@ -27,8 +27,8 @@ use crate::work::{Chosen, Made, Work};
 /// Names that no output may contain: they mean something in the sandbox only.
 pub const SANDBOX_PATHS: &[&str] = &["/srp/build", "/srp/out", "/srp/sysroot", "/srp/source"];
 
-/// 1980-01-01: the earliest time that a zip archive can hold.
-const SOURCE_DATE_EPOCH: &str = "315532800";
+/// Where a build finds its job server.
+const JOBSERVER_PATH: &str = "/srp/jobserver";
 
 /// Where a build begins: the directory that it may fill with what it likes.
 pub(crate) const BUILD_PATH: &str = "/srp/build";
@@ -172,11 +172,15 @@ impl Work<'_> {
         };
         plan.binds = vec![
             bind(&scratch.join("build"), BUILD_PATH, true, true),
-            bind(&scratch.join("out"), "/srp/out", true, true),
             // On disk: a linker's temporary files can be larger than memory.
             bind(&scratch.join("tmp"), "/tmp", true, true),
-            bind(jobserver, "/srp/jobserver", true, false),
+            bind(jobserver, JOBSERVER_PATH, true, false),
         ];
+        for output in &build.outputs {
+            // A mount each: its top directory can't be removed, renamed or made a link.
+            let target = format!("/srp/out/{output}");
+            plan.binds.push(bind(&scratch.join("out").join(output.as_str()), &target, true, true));
+        }
         for id in self.role(Role::Sources) {
             let object = self.store.info(&id)?.object;
             let target = format!("/srp/source/{}", object.name);
@@ -199,9 +203,6 @@ impl Work<'_> {
                 machine: self.machine.arch().to_owned(),
             });
         }
-        if [&build.build, &build.host].iter().any(|triple| triple.arch() == "i686") {
-            plan.abis.push(Abi::I386);
-        }
         let advice = &self.derivation.advice;
         if plan.binfmt.is_empty() {
             // A program that stumbles over an instruction dies of SIGILL, which explains nothing.
@@ -216,9 +217,24 @@ impl Work<'_> {
             log_bytes: self.options.log_bytes,
             memory_bytes: self.options.memory_bytes,
             processes: Some(PROCESSES),
+            file_bytes: Some(FILE_BYTES),
+            disk_bytes: Some(self.disk_bytes(scratch)?),
             ..Limits::default()
         };
         Ok(plan)
+    }
+
+    /// What one build may take of the disk that its scratch directory lies on.
+    fn disk_bytes(&self, scratch: &Path) -> Result<u64, FailureCause> {
+        if let Some(bytes) = self.options.disk_bytes {
+            return Ok(bytes);
+        }
+        let found = nix::sys::statvfs::statvfs(scratch).map_err(|errno| FailureCause::Io {
+            action: format!("look at the file system of {}", scratch.display()),
+            source: errno.into(),
+        })?;
+        let free = found.blocks_available().saturating_mul(found.fragment_size());
+        Ok(free - free / 10)
     }
 
     fn runner_name(&self) -> Result<String, FailureCause> {
@@ -364,6 +380,9 @@ impl Work<'_> {
 /// More processes than any build needs, fewer than a machine can't bear.
 const PROCESSES: u64 = 4096;
 
+/// Longer than any file that a build has reason to write, shorter than what takes hours to hash.
+const FILE_BYTES: u64 = 64 << 30;
+
 /// What an output refers to.
 #[derive(Default)]
 struct Found {
@@ -376,30 +395,38 @@ fn list(names: &[OutputName]) -> String {
 }
 
 /// What every derivation finds in its environment, unless it says otherwise.
-pub(crate) fn environment_of_every_build() -> impl Iterator<Item = (&'static str, &'static str)> {
+pub(crate) fn environment_of_every_build() -> impl Iterator<Item = (&'static str, String)> {
     [
         ("HOME", BUILD_PATH),
         ("LANG", "C.UTF-8"),
         ("LC_ALL", "C.UTF-8"),
         ("PATH", "/usr/bin:/usr/sbin"),
         ("SHELL", "/bin/sh"),
-        ("SOURCE_DATE_EPOCH", SOURCE_DATE_EPOCH),
         ("TERM", "dumb"),
         ("TMPDIR", "/tmp"),
         ("TZ", "UTC"),
         ("USER", "build"),
     ]
     .into_iter()
+    .map(|(name, value)| (name, value.to_owned()))
+    // That of all inputs: what is made of them at that time is not older than they are.
+    .chain([("SOURCE_DATE_EPOCH", TREE_TIME_SECONDS.to_string())])
 }
+
+/// Variables that tell of the job server, each to those who can use it and to nobody else: GNU make
+/// (which hands it on in `MAKEFLAGS` to whatever it runs), cargo and rustc. In `MAKEFLAGS` itself
+/// other makes would find options that they don't know.
+pub(crate) const JOBSERVER_VARIABLES: &[&str] = &["GNUMAKEFLAGS", "CARGO_MAKEFLAGS"];
 
 /// The environment of a build, the same on every machine but for the number of cores.
 fn environment(build: &Build, cores: u64) -> BTreeMap<String, String> {
-    let mut environment: BTreeMap<String, String> = environment_of_every_build()
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect();
+    let mut environment: BTreeMap<String, String> =
+        environment_of_every_build().map(|(name, value)| (name.to_owned(), value)).collect();
     environment.insert("SRP_CORES".to_owned(), cores.to_string());
-    let flags = format!("-j{cores} --jobserver-auth=fifo:/srp/jobserver");
-    environment.insert("MAKEFLAGS".to_owned(), flags);
+    for name in JOBSERVER_VARIABLES {
+        let flags = format!("-j{cores} --jobserver-auth=fifo:{JOBSERVER_PATH}");
+        environment.insert((*name).to_owned(), flags);
+    }
     for output in &build.outputs {
         environment.insert(output.to_string(), format!("/srp/out/{output}"));
     }
@@ -408,6 +435,7 @@ fn environment(build: &Build, cores: u64) -> BTreeMap<String, String> {
 }
 
 /// The base layout as the sandbox's lowest layer, without what the composed root has itself.
+/// For the host name that every plan has.
 pub(crate) fn skeleton(root: &Composition) -> Vec<SkeletonEntry> {
     BASE_LAYOUT
         .iter()
@@ -418,18 +446,50 @@ pub(crate) fn skeleton(root: &Composition) -> Vec<SkeletonEntry> {
                 let mode = if path == "var/tmp" { 0o1777 } else { 0o755 };
                 Some(SkeletonEntry::Dir { path: format!("/{path}"), mode })
             }
-            Skeleton::File(path, text) => Some(SkeletonEntry::File {
-                path: format!("/{path}"),
-                mode: 0o644,
-                content: text.to_owned(),
-            }),
+            // The sandbox has its own, below.
+            Skeleton::File("etc/hosts", _) => None,
+            Skeleton::File(path, text) => Some(file(format!("/{path}"), text.to_owned())),
             Skeleton::MergedUsr(name) => {
                 let target = format!("usr/{name}");
                 root.locate(&target)?;
                 Some(SkeletonEntry::Symlink { path: format!("/{name}"), target })
             }
         })
+        .chain([
+            file(HOSTS.to_owned(), hosts(SandboxPlan::HOSTNAME)),
+            file("/etc/nsswitch.conf".to_owned(), NAME_SERVICES.to_owned()),
+        ])
         .collect()
+}
+
+fn file(path: String, content: String) -> SkeletonEntry {
+    SkeletonEntry::File { path, mode: 0o644, content }
+}
+
+/// Where the sandbox's own name and that of its loopback interface are looked up.
+const HOSTS: &str = "/etc/hosts";
+
+/// Names are looked up in files and nowhere else: a C library without this would ask name servers,
+/// and tell "try again" of names that there are none of.
+const NAME_SERVICES: &str = "passwd: files\ngroup: files\nshadow: files\nhosts: files\nnetworks: files\n\
+                             protocols: files\nservices: files\nethers: files\nrpc: files\n";
+
+/// The first name of an address is what the address is called; the first of a line, what its other
+/// names stand for.
+fn hosts(hostname: &str) -> String {
+    format!("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 {hostname}\n::1 {hostname}\n")
+}
+
+/// Gives a build's host another name; the name that it had.
+pub(crate) fn rename_host(plan: &mut SandboxPlan, hostname: &str) -> String {
+    for entry in &mut plan.skeleton {
+        if let SkeletonEntry::File { path, content, .. } = entry
+            && path == HOSTS
+        {
+            *content = hosts(hostname);
+        }
+    }
+    std::mem::replace(&mut plan.hostname, hostname.to_owned())
 }
 
 /// `killed` is how many processes the kernel killed for lack of memory while the build ran.
@@ -469,6 +529,12 @@ fn check_outcome(outcome: &Outcome, limits: &Limits, killed: u64) -> Result<(), 
                 Limit::Log => format!(
                     "wrote more to its log than the {} MiB that a build may",
                     limits.log_bytes.unwrap_or_default() >> 20
+                ),
+                Limit::Disk => format!(
+                    "wrote more to disk than the {} MiB that it might (disk_mib of the \
+                     configuration, else nine tenths of what was free), or left too little room \
+                     there for others",
+                    limits.disk_bytes.unwrap_or_default() >> 20
                 ),
             },
             peak_memory_bytes,

@@ -69,6 +69,8 @@ pub struct Options {
     pub log_bytes: Option<u64>,
     /// How much memory all builds together may be expected to take.
     pub memory_bytes: Option<u64>,
+    /// How much disk one build may take; none: nine tenths of what is free when it begins.
+    pub disk_bytes: Option<u64>,
 }
 
 /// A goal that was realised.

@@ -45,7 +45,7 @@ impl Machine {
 
     /// Whether programs of an architecture run here without an emulator.
     pub fn runs_arch(&self, arch: &str) -> bool {
-        arch == self.arch || (self.arch == "x86_64" && arch == "i686")
+        arch == self.arch
     }
 }
 

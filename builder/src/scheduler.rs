@@ -614,6 +614,7 @@ mod tests {
             silence_seconds: None,
             log_bytes: None,
             memory_bytes: None,
+            disk_bytes: None,
         };
         let builder = Builder {
             store: &store,

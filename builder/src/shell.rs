@@ -250,12 +250,7 @@ fn loaders(sysroot: &Composition) -> Vec<SkeletonEntry> {
 
 /// Whether a program that begins with `start` runs here without an emulator.
 fn is_native(machine: &Machine, start: &[u8]) -> bool {
-    let compatible = machine.runs_arch("i686").then_some("i386");
-    [machine.arch()]
-        .into_iter()
-        .chain(compatible)
-        .filter_map(|arch| BinfmtHandler::for_arch(arch, ""))
-        .any(|handler| matches(&handler, start))
+    BinfmtHandler::for_arch(machine.arch(), "").is_some_and(|handler| matches(&handler, start))
 }
 
 /// Whether the kernel would give a program that begins with `start` to the handler.

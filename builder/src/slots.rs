@@ -165,6 +165,7 @@ mod tests {
             silence_seconds: None,
             log_bytes: None,
             memory_bytes: Some(memory_bytes),
+            disk_bytes: None,
         }
     }
 

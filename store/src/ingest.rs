@@ -1,7 +1,7 @@
 //! Normalising and hashing what is to become an object's tree.
 //!
 //! A tree is either taken over where it lies ([`take`]: what a build wrote) or copied ([`copy`]).
-//! Both make files 0444 or 0555, directories 0555, every mtime 1; make hard links plain files and
+//! Both make files 0444 or 0555, directories 0555, every mtime the same; make hard links plain files and
 //! absolute symlinks that stay in the tree relative; drop what packages overwrite of each other;
 //! and refuse what no object can hold. Nothing here follows a symlink.
 
@@ -22,11 +22,11 @@ use crate::error::{IoContext, StoreError};
 use crate::files;
 use crate::listing::Listing;
 use crate::object::Permission;
-use crate::tree::{Directory, Entry, printable};
+use crate::tree::{Directory, Entry, TREE_TIME_SECONDS, printable};
 
 /// The longest path in a tree, in bytes: programs can open it below a root of 96.
 pub(crate) const MAX_PATH_BYTES: usize = 4000;
-const EPOCH: TimeSpec = TimeSpec::new(1, 0);
+const EPOCH: TimeSpec = TimeSpec::new(TREE_TIME_SECONDS, 0);
 
 /// What is kept of a tree beyond the rules for all.
 #[derive(Clone, Copy, Debug, Default)]
@@ -355,8 +355,11 @@ mod tests {
         assert_eq!(first, second);
         for root in [&taken, &copied] {
             let tool = fs::metadata(root.join("usr/bin/tool")).expect("there");
-            assert_eq!((tool.mode() & 0o7777, tool.mtime(), tool.nlink()), (0o555, 1, 1));
-            assert_eq!(fs::metadata(root.join("usr")).expect("there").mtime(), 1);
+            assert_eq!(
+                (tool.mode() & 0o7777, tool.mtime(), tool.nlink()),
+                (0o555, TREE_TIME_SECONDS, 1)
+            );
+            assert_eq!(fs::metadata(root.join("usr")).expect("there").mtime(), TREE_TIME_SECONDS);
             assert_eq!(
                 fs::read_link(root.join("usr/bin/absolute")).expect("link"),
                 Path::new("tool")

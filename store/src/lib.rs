@@ -30,6 +30,7 @@ mod presence;
 mod roots;
 pub mod staged;
 mod store;
+mod upgrade;
 
 pub use commit::Registration;
 pub use db::{History, Index, IndexError, Info, is_index_panic};
@@ -48,4 +49,4 @@ pub use object::{Object, ObjectName, Permission, Reference, ReferenceKind};
 pub use realisation::{Claim, Realisation, Route};
 pub use roots::Root;
 pub use store::{Access, FORMAT, Store};
-pub use tree::{Directory, Entry};
+pub use tree::{Directory, Entry, TREE_TIME_SECONDS};

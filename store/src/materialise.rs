@@ -22,7 +22,7 @@ use crate::manifest::Manifest;
 use crate::object::{Object, ReferenceKind};
 use crate::staged::StagedDirectory;
 use crate::store::Store;
-use crate::tree::Entry;
+use crate::tree::{Entry, TREE_TIME_SECONDS};
 
 /// Up to so many trees are layers of an overlay as they are; more are composed once into a cached
 /// tree, because every look-up visits every layer.
@@ -358,9 +358,9 @@ fn finish_directory(path: &Path, style: Style) -> Result<(), StoreError> {
 }
 
 fn set_time(path: &Path) -> Result<(), StoreError> {
-    let epoch = TimeSpec::new(1, 0);
+    let time = TimeSpec::new(TREE_TIME_SECONDS, 0);
     let at = nix::fcntl::AT_FDCWD;
-    utimensat(at, path, &epoch, &epoch, UtimensatFlags::NoFollowSymlink).at("change", path)
+    utimensat(at, path, &time, &time, UtimensatFlags::NoFollowSymlink).at("change", path)
 }
 
 impl crate::compose::Provider {

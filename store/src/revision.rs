@@ -5,10 +5,10 @@
 //! alone never rebuilds anything.
 
 /// What a build can see and do: paths, environment, devices, limits that it can observe.
-pub const SANDBOX: u64 = 1;
+pub const SANDBOX: u64 = 2;
 /// What is done to an output before it is hashed.
 pub const NORMALISER: u64 = 1;
 /// Which references are found in an output, and what fails it.
-pub const SCANNER: u64 = 1;
+pub const SCANNER: u64 = 2;
 /// What an archive becomes when it is unpacked.
-pub const UNPACKER: u64 = 1;
+pub const UNPACKER: u64 = 2;

@@ -24,9 +24,10 @@ use crate::object::{ObjectName, ReferenceKind};
 use crate::presence::undamaged;
 use crate::realisation::{Claim, Realisation};
 use crate::staged::Staged;
+use crate::upgrade;
 
-/// The store format that this program reads and writes.
-pub const FORMAT: u32 = 1;
+/// The store format that this program writes. It reads 1, too, and makes it this one (`upgrade`).
+pub const FORMAT: u32 = 2;
 
 /// The directories of a store, in the order in which they are made.
 const DIRECTORIES: &[&str] = &[
@@ -93,7 +94,15 @@ impl Store {
         let (writable, synced) = (access != Access::Read, access != Access::WriteUnsynced);
         let meta = root.join("meta");
         match fs::read_to_string(&meta) {
-            Ok(text) => check_format(root, &text)?,
+            Ok(text) => match check_format(root, &text)? {
+                FORMAT => {}
+                // What differs is of no interest to whoever only reads.
+                _ if !writable => {}
+                found => {
+                    check_owner(root)?;
+                    upgrade::upgrade(root, found, synced)?;
+                }
+            },
             Err(error) if error.kind() == ErrorKind::NotFound && writable => {
                 create(root, synced)?;
             }
@@ -103,11 +112,7 @@ impl Store {
             Err(error) => return Err(error).at("read", &meta),
         }
         if writable {
-            let owner = fs::metadata(root).at("read", root)?.uid();
-            let user = nix::unistd::geteuid().as_raw();
-            if owner != user {
-                return Err(StoreError::Owner { path: root.to_owned(), owner, user });
-            }
+            check_owner(root)?;
             let locks = root.join("locks");
             nix::unistd::access(&locks, nix::unistd::AccessFlags::W_OK).at("write to", &locks)?;
         }
@@ -345,6 +350,11 @@ fn create(root: &Path, synced: bool) -> Result<(), StoreError> {
         let path = root.join(name);
         fs::create_dir_all(&path).at("create", &path)?;
     }
+    write_meta(root, synced)
+}
+
+/// Writes that the store has this program's format.
+pub(crate) fn write_meta(root: &Path, synced: bool) -> Result<(), StoreError> {
     let meta = root.join("meta");
     let mut staged = Staged::beside(&meta, 0o644).at("write", &meta)?;
     let text = format!("srp store\nformat {FORMAT}\n");
@@ -373,9 +383,18 @@ impl Weighter<ObjectId, Info> for MemoryBytes {
     }
 }
 
+fn check_owner(root: &Path) -> Result<(), StoreError> {
+    let owner = fs::metadata(root).at("read", root)?.uid();
+    let user = nix::unistd::geteuid().as_raw();
+    match owner == user {
+        true => Ok(()),
+        false => Err(StoreError::Owner { path: root.to_owned(), owner, user }),
+    }
+}
+
 /// `meta` is `srp store`, `format <number>`, then a line `feature <name>` for each feature without
-/// knowing which the store can't be read.
-fn check_format(root: &Path, text: &str) -> Result<(), StoreError> {
+/// knowing which the store can't be read. Returns the number, of a format that can be read.
+pub(crate) fn check_format(root: &Path, text: &str) -> Result<u32, StoreError> {
     let unknown =
         |found: String| StoreError::Format { path: root.to_owned(), found, known: FORMAT };
     let mut lines = text.lines();
@@ -383,13 +402,13 @@ fn check_format(root: &Path, text: &str) -> Result<(), StoreError> {
         return Err(unknown("a damaged `meta`".to_owned()));
     }
     let format = lines.next().and_then(|line| line.strip_prefix("format "));
-    match format.and_then(|number| number.parse::<u32>().ok()) {
-        Some(FORMAT) => {}
+    let format = match format.and_then(|number| number.parse::<u32>().ok()) {
+        Some(known @ 1..=FORMAT) => known,
         Some(other) => return Err(unknown(format!("format {other}"))),
         None => return Err(unknown("a damaged `meta`".to_owned())),
-    }
+    };
     match lines.next() {
-        None => Ok(()),
+        None => Ok(format),
         Some(line) => Err(unknown(format!("the unknown {line}"))),
     }
 }
@@ -498,8 +517,8 @@ mod tests {
             fs::write(root.join("meta"), text).expect("written");
             Store::open(&root, Access::Read).expect_err("refused").to_string()
         };
-        assert!(message("srp store\nformat 2\n").contains("has format 2"));
-        assert!(message("srp store\nformat 1\nfeature x\n").contains("has the unknown feature x"));
+        assert!(message("srp store\nformat 3\n").contains("has format 3"));
+        assert!(message("srp store\nformat 2\nfeature x\n").contains("has the unknown feature x"));
         assert!(message("srp").contains("has a damaged `meta`"));
         fs::remove_file(root.join("meta")).expect("removed");
         assert!(matches!(Store::open(&root, Access::Read), Err(StoreError::Missing { .. })));

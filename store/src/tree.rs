@@ -18,6 +18,11 @@ use std::fmt;
 
 use crate::digest::{Digest, Domain};
 
+/// The modification time of everything that srp writes: the start of 1980-01-02, in seconds since
+/// 1970. It is in no digest. Zip archives hold no time before 1980, and hold local times, so that it
+/// must not be the first day of that year.
+pub const TREE_TIME_SECONDS: i64 = 315_619_200;
+
 /// One directory: names in byte order, each once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Directory {

@@ -63,7 +63,7 @@ const IRREPRODUCIBLE: &[Fixture] = &[
     fixture("processors", "nproc", &["processors"], "processors"),
     fixture("statistics", "grep -c '^cpu[0-9]' /proc/stat", &["processors"], "processors"),
     fixture("jobs", "echo $SRP_CORES", &["processors"], "processors"),
-    fixture("make-jobs", "echo ${MAKEFLAGS%% *}", &["processors"], "processors"),
+    fixture("make-jobs", "echo ${GNUMAKEFLAGS%% *}", &["processors"], "processors"),
     fixture("environment", "env | wc -l", &["environment"], "environment"),
     fixture("terminal", "test -t 3 && echo colour || echo plain", &["terminal"], "terminal"),
     fixture("kernel", "uname -r", &["kernel"], "kernel"),

@@ -62,8 +62,8 @@ fn a_store_of_a_newer_format_is_refused() {
     let place = Place::new(ONE);
     place.realise("t.x");
     place.write("store/meta", "srp store\nformat 99\n");
-    place.srp(&["realise", "t.x"]).exited(1).says(&["has format 99, and this srp knows format 1"]);
-    place.write("store/meta", "srp store\nformat 1\nfeature time-travel\n");
+    place.srp(&["realise", "t.x"]).exited(1).says(&["has format 99, and this srp knows format 2"]);
+    place.write("store/meta", "srp store\nformat 2\nfeature time-travel\n");
     place.srp(&["realise", "t.x"]).exited(1).says(&["time-travel"]);
     place.write("store/meta", "");
     place.srp(&["realise", "t.x"]).exited(1).says(&["has a damaged `meta`"]);

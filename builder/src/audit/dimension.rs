@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::build::{BUILD_PATH, environment_of_every_build};
+use crate::build::{BUILD_PATH, JOBSERVER_VARIABLES, environment_of_every_build, rename_host};
 use crate::sandbox::told;
 use crate::sandbox::{BinfmtHandler, Observation, Processors, SandboxPlan, SkeletonEntry, Stdio};
 
@@ -182,7 +182,7 @@ impl Dimension {
                 changed("now", &format!("{} days ahead", ahead / 86_400))
             }
             Dimension::Hostname => {
-                let usual = std::mem::replace(&mut plan.hostname, HOSTNAME.to_owned());
+                let usual = rename_host(plan, HOSTNAME);
                 changed(&usual, HOSTNAME)
             }
             Dimension::BuildPath => {
@@ -364,8 +364,8 @@ impl Dimension {
 
 /// Sets a variable that the derivation has left as it is in every build; its usual value.
 fn vary_variable(plan: &mut SandboxPlan, name: &str, value: &str) -> Option<String> {
-    let usual = environment_of_every_build().find(|(every, _)| *every == name)?.1;
-    let current = plan.env.get_mut(name).filter(|current| *current == usual)?;
+    let (_, usual) = environment_of_every_build().find(|(every, _)| *every == name)?;
+    let current = plan.env.get_mut(name).filter(|current| **current == usual)?;
     Some(std::mem::replace(current, value.to_owned()))
 }
 
@@ -415,8 +415,10 @@ fn processors(plan: &mut SandboxPlan, all: usize) -> Result<Variation, String> {
     }
     let before = THREAD.with(|number| number % all);
     plan.attributes.processors = Some(Processors { count: fewer, after: before * fewer });
-    if let Some(flags) = plan.env.get_mut("MAKEFLAGS") {
-        *flags = flags.replacen(&format!("-j{usual}"), &format!("-j{jobs}"), 1);
+    for name in JOBSERVER_VARIABLES {
+        if let Some(flags) = plan.env.get_mut(*name) {
+            *flags = flags.replacen(&format!("-j{usual}"), &format!("-j{jobs}"), 1);
+        }
     }
     plan.env.insert("SRP_CORES".to_owned(), jobs.clone());
     Ok(Variation { usual: format!("{all}, {usual} jobs"), varied: format!("{fewer}, {jobs} jobs") })

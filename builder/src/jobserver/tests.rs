@@ -360,7 +360,8 @@ fn real_clients() {
         let jobs = "1 2 3 4 5 6 7 8 9";
         let rule = format!("all: {jobs}\n{jobs}:\n\t@{}\n", RECIPE.replace('$', "$$"));
         std::fs::write(directory.path().join("Makefile"), rule).unwrap();
-        check_real(Command::new("make").current_dir(&directory), &fifo, directory.path());
+        let mut make = Command::new("make");
+        check_real(make.current_dir(&directory), "GNUMAKEFLAGS", &fifo, directory.path());
         ran += 1;
     }
     if version("ninja").is_some_and(|version| version >= (1, 13)) {
@@ -368,7 +369,8 @@ fn real_clients() {
         let rule = format!("rule r\n  command = {}\n", RECIPE.replace('$', "$$"));
         let builds: String = (0..9).map(|at| format!("build {at}: r\n")).collect();
         std::fs::write(directory.path().join("build.ninja"), rule + &builds).unwrap();
-        check_real(Command::new("ninja").current_dir(&directory), &fifo, directory.path());
+        let mut ninja = Command::new("ninja");
+        check_real(ninja.current_dir(&directory), "MAKEFLAGS", &fifo, directory.path());
         ran += 1;
     }
     if ran == 0 {
@@ -379,9 +381,9 @@ fn real_clients() {
 }
 
 /// Runs a build of nine jobs on four cores, and looks at how many ran at once.
-fn check_real(command: &mut Command, fifo: &str, directory: &Path) {
+fn check_real(command: &mut Command, variable: &str, fifo: &str, directory: &Path) {
     let flags = format!("-j4 {fifo}");
-    assert!(command.env("MAKEFLAGS", &flags).status().unwrap().success());
+    assert!(command.env(variable, &flags).status().unwrap().success());
     let mut events: Vec<(u64, bool)> = Vec::new();
     for entry in directory.read_dir().unwrap() {
         let path = entry.unwrap().path();

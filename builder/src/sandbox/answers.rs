@@ -9,9 +9,7 @@
 //! is sure that what was taken belongs to the process that still waits, for numbers come again. The
 //! filter guards nothing, so a call that can't be answered is left to the kernel.
 
-use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -22,6 +20,7 @@ use nix::unistd::Pid;
 use super::bpf::{Field, Instruction, Program, Test};
 use super::clock::{self, Clock};
 use super::deadline::{self, Held, Wait};
+use super::memory::Memory;
 use super::order::{self, Order};
 use super::plan::{Attributes, SandboxPlan};
 use super::seccomp::{self, Abi};
@@ -45,7 +44,8 @@ pub(super) fn give_up(plan: &SandboxPlan) -> Result<OwnedFd, Errno> {
     // As every program is from its beginning on; else init could not write its answers.
     nix::sys::prctl::set_dumpable(true)?;
     // Init had to keep the right to look into processes; nothing else may have it.
-    sys::install_filter(&seccomp::filter(&plan.abis, plan.debuggers))?;
+    let owner = (plan.uid, plan.gid);
+    sys::install_filter(&seccomp::filter(&plan.abis, plan.debuggers, owner))?;
     sys::install_listening_filter(&questions(&plan.attributes))
 }
 
@@ -232,17 +232,18 @@ fn list(listener: BorrowedFd<'_>, order: &mut Order, question: Notification) -> 
     answered
 }
 
-/// The memory of a process that waits. EACCES: it can't be opened; ENOENT: it doesn't wait any more.
-fn memory(listener: BorrowedFd<'_>, question: &Notification) -> Result<File, Errno> {
-    let path = format!("/proc/{}/mem", question.pid);
-    let memory = OpenOptions::new().read(true).write(true).open(path).map_err(|_| Errno::EACCES)?;
-    // The number could be another process's by now; what is open is the one that still waits.
+/// The memory of a process that waits. EACCES: init may not look into it; ENOENT: it doesn't wait any
+/// more.
+fn memory(listener: BorrowedFd<'_>, question: &Notification) -> Result<Memory, Errno> {
+    let memory = Memory::of(question.pid);
+    let accessible = memory.check_access();
+    // Whose number it was when that was seen.
     sys::notification_is_valid(listener, question.id)?;
-    Ok(memory)
+    accessible.map(|()| memory)
 }
 
-/// Writes into the memory of a process that waits. EFAULT: there is no such memory; else as
-/// [`memory`].
+/// Writes into the memory of a process that waits. EFAULT: there is no such memory, or the process
+/// may not write to it; else as [`memory`].
 fn write(
     listener: BorrowedFd<'_>,
     question: &Notification,
@@ -250,7 +251,7 @@ fn write(
 ) -> Result<(), Errno> {
     let memory = memory(listener, question)?;
     for (address, bytes) in writes {
-        memory.write_all_at(bytes.as_ref(), *address).map_err(|_| Errno::EFAULT)?;
+        memory.write(*address, bytes.as_ref()).map_err(|_| Errno::EFAULT)?;
     }
     Ok(())
 }

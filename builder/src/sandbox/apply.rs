@@ -19,6 +19,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, UtimensatFlags, fstat, mkdirat, stat, umask, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{fchdir, symlinkat};
+use srp_store::TREE_TIME_SECONDS;
 
 use super::identity;
 use super::plan::{RootMode, SandboxPlan, SkeletonEntry};
@@ -36,6 +37,7 @@ pub(super) struct Setup<'a> {
     /// The host's root, until it is left.
     host: Option<OwnedFd>,
     pub(super) staging: Option<OwnedFd>,
+    /// The composed root: first where it is put together, then on its own.
     pub(super) root: Option<OwnedFd>,
     pub(super) proc: Option<OwnedFd>,
     /// The same without what MaskProc puts on it; attached nowhere.
@@ -50,6 +52,8 @@ pub(super) struct Setup<'a> {
 pub(super) struct Prepared {
     pub(super) proc: OwnedFd,
     pub(super) staging: OwnedFd,
+    /// The root's mounts, which belong to no namespace, stay as long as this is open.
+    pub(super) root: OwnedFd,
     /// The sandbox's instance of binfmt_misc lives as long as this is open. `None`: the kernel has
     /// none for a user namespace, and the host's has nothing that would run.
     pub(super) binfmt: Option<OwnedFd>,
@@ -62,7 +66,8 @@ pub(super) mod staging {
     pub(in super::super) const SKELETON: &str = "skeleton";
     pub(in super::super) const LAYERS: &str = "layers";
     pub(in super::super) const ROOT: &str = "root";
-    pub(in super::super) const SYSROOT: &str = "sysroot";
+    pub(in super::super) const INPUTS: &str = "inputs";
+    pub(in super::super) const EMPTY_ROOT: &str = "empty-root";
     pub(in super::super) const UPPER: &str = "upper";
     pub(in super::super) const WORK: &str = "work";
     pub(in super::super) const DEV: &str = "dev";
@@ -121,6 +126,7 @@ impl<'a> Setup<'a> {
         Ok(Prepared {
             proc: self.proc.ok_or_else(incomplete)?,
             staging: self.staging.ok_or_else(incomplete)?,
+            root: self.root.ok_or_else(incomplete)?,
             binfmt: self.binfmt,
             emulators: self.emulators,
         })
@@ -173,8 +179,9 @@ impl<'a> Setup<'a> {
                 let mount = self.take_source(*source)?;
                 self.attach(mount.as_fd(), target)
             }
-            Step::Devices { terminals } => self.make_devices(*terminals),
-            Step::Proc => self.mount_proc(),
+            Step::Input { source, target } => self.mount_input(*source, target),
+            Step::Devices => self.make_devices(),
+            Step::Proc { writable } => self.mount_proc(*writable),
             Step::MaskProc => self.mask_proc(),
             Step::TellOtherwise { path } => self.tell_otherwise(path),
             Step::Loopback => sys::loopback_up().during(|| "set its flags".to_owned()),
@@ -183,10 +190,11 @@ impl<'a> Setup<'a> {
             }
             Step::Binfmt { required } => self.make_binfmt(*required),
             Step::RegisterHandler { source, handler } => self.register(*source, *handler),
-            Step::EnterRoot => self.enter_root(),
+            Step::LeaveHost => self.leave_host(),
             Step::BecomeUser { uid, gid } => self.become_user(*uid, *gid),
-            Step::ProcessLimits { processes, attributes } => {
-                identity::process_limits(*processes, attributes)
+            Step::EnterRoot => self.enter_root(),
+            Step::ProcessLimits { processes, file_bytes, attributes } => {
+                identity::process_limits(*processes, *file_bytes, attributes)
             }
             Step::DropPrivileges { keep_file_override } => {
                 let keep = keep_file_override.then_some(sys::CAP_DAC_OVERRIDE);
@@ -194,8 +202,8 @@ impl<'a> Setup<'a> {
                 nix::sys::prctl::set_no_new_privs().during(|| "set no_new_privs".to_owned())?;
                 nix::sys::prctl::set_dumpable(false).during(|| "forbid tracing init".to_owned())
             }
-            Step::Filter { abis, debuggers } => {
-                sys::install_filter(&seccomp::filter(abis, *debuggers))
+            Step::Filter { abis, debuggers, uid, gid } => {
+                sys::install_filter(&seccomp::filter(abis, *debuggers, (*uid, *gid)))
                     .during(|| "seccomp".to_owned())
             }
         }
@@ -219,7 +227,8 @@ impl<'a> Setup<'a> {
             staging::SKELETON,
             staging::LAYERS,
             staging::ROOT,
-            staging::SYSROOT,
+            staging::INPUTS,
+            staging::EMPTY_ROOT,
             staging::UPPER,
             staging::WORK,
             staging::DEV,
@@ -264,17 +273,28 @@ impl<'a> Setup<'a> {
     }
 
     fn compose_sysroot(&mut self, first: usize, layers: usize) -> Done {
-        if layers == 1 {
-            let mount = self.take_source(first)?;
-            return self.attach(mount.as_fd(), SYSROOT);
-        }
         let names = self.stage_layers(first, layers)?;
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        overlay(&names, staging::SYSROOT, false)?;
-        let name = c_string(staging::SYSROOT)?;
-        let mount =
-            sys::clone_mount(self.staging(), &name).during(|| "take the overlay".to_owned())?;
-        self.attach(mount.as_fd(), SYSROOT)
+        self.mount_inputs(first, &names, SYSROOT)
+    }
+
+    fn mount_input(&mut self, source: usize, target: &str) -> Done {
+        let names = self.stage_layers(source, 1)?;
+        self.mount_inputs(source, &names, target)
+    }
+
+    /// Mounts staged layers at a path of the root, behind an overlay that bears the number of the
+    /// first source.
+    fn mount_inputs(&self, first: usize, layers: &[String], target: &str) -> Done {
+        let name = format!("{}/{first}", staging::INPUTS);
+        self.directory(&name, 0o755)?;
+        let mut lower: Vec<&str> = layers.iter().map(String::as_str).collect();
+        if let [_] = *lower {
+            lower.push(staging::NO_ENTRIES); // an overlay that can't be written to has two layers
+        }
+        overlay(&lower, &name, false)?;
+        let mount = sys::clone_mount(self.staging(), &c_string(name)?)
+            .during(|| "take the overlay".to_owned())?;
+        self.attach(mount.as_fd(), target)
     }
 
     /// Attaches sources as numbered directories in the staging area; their names, uppermost first.
@@ -315,12 +335,16 @@ impl<'a> Setup<'a> {
         self.attach_staged(&name, target, &attributes)
     }
 
-    fn enter_root(&mut self) -> Done {
+    fn leave_host(&mut self) -> Done {
         let root = self.root.take().expect("ComposeRoot opened the root");
         let host = self.host.take().expect("PrivateMounts opened the host's root");
-        let found = fstat(&root).during(|| "examine it".to_owned())?;
-        let id = (found.st_dev, found.st_ino);
-        fchdir(&root).during(|| "enter it".to_owned())?;
+        let root = sys::clone_mount_tree(root.as_fd()).during(|| "take its mounts".to_owned())?;
+        self.root = Some(root);
+        self.mount_alone(staging::NO_ENTRIES, staging::EMPTY_ROOT)?;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | CLOEXEC;
+        let empty = openat(self.staging(), staging::EMPTY_ROOT, flags, Mode::empty())
+            .during(|| "open an empty directory".to_owned())?;
+        fchdir(&empty).during(|| "enter it".to_owned())?;
         sys::pivot_here().during(|| "pivot_root".to_owned())?;
         // Now the host's root lies on top of the new one, and the staging area on top of that.
         // umount looks at the topmost, so it takes two: the first detaches the staging area.
@@ -328,14 +352,14 @@ impl<'a> Setup<'a> {
         umount2(".", MntFlags::MNT_DETACH).during(|| "detach the staging area".to_owned())?;
         umount2(".", MntFlags::MNT_DETACH).during(|| "detach the host's root".to_owned())?;
         nix::unistd::chdir("/").during(|| "enter the new root".to_owned())?;
-        // Were anything of the host still there, it would be above: look, rather than believe.
-        let identity = |path| stat(path).map(|found| (found.st_dev, found.st_ino));
-        let [new, above] =
-            [identity("/"), identity("/..")].map(|found| found.during(|| "look up".to_owned()));
-        match (new?, above?) == (id, id) {
-            true => Ok(()),
-            false => Err(Errno::EXDEV).during(|| "check that nothing lies above".to_owned()),
-        }
+        check_that_nothing_lies_above(&empty)
+    }
+
+    fn enter_root(&self) -> Done {
+        let root = self.root.as_ref().expect("LeaveHost kept the root");
+        fchdir(root).during(|| "enter it".to_owned())?;
+        nix::unistd::chroot(".").during(|| "chroot".to_owned())?;
+        check_that_nothing_lies_above(root)
     }
 
     pub(super) fn take_source(&mut self, source: usize) -> Done<OwnedFd> {
@@ -390,12 +414,24 @@ impl<'a> Setup<'a> {
         written.map_err(|e| from_io(&e)).during(|| format!("write staged {name}"))
     }
 
-    /// Sets a staged entry's times to 1, the time of every file of the store.
+    /// Sets a staged entry's times to that of every file of the store.
     pub(super) fn seal(&self, name: &str) -> Done {
-        let one = TimeSpec::new(1, 0);
-        utimensat(self.staging(), name, &one, &one, UtimensatFlags::NoFollowSymlink)
+        let time = TimeSpec::new(TREE_TIME_SECONDS, 0);
+        utimensat(self.staging(), name, &time, &time, UtimensatFlags::NoFollowSymlink)
             .during(|| format!("set the time of staged {name}"))
     }
+}
+
+/// Were anything of the host still above the root, `..` would lead to it: look, rather than believe.
+fn check_that_nothing_lies_above(root: &OwnedFd) -> Done {
+    let root = fstat(root).during(|| "examine it".to_owned())?;
+    for path in ["/", "/..", ".", ".."] {
+        let found = stat(path).during(|| format!("look up {path}"))?;
+        if (found.st_dev, found.st_ino) != (root.st_dev, root.st_ino) {
+            return Err(Errno::EXDEV).during(|| "check that nothing lies above".to_owned());
+        }
+    }
+    Ok(())
 }
 
 const NONE: Option<&str> = None;

@@ -13,8 +13,6 @@
 //! (`timer_settime`) and message queues that are given a time of day.
 
 use std::collections::HashSet;
-use std::fs::OpenOptions;
-use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -22,6 +20,7 @@ use nix::sys::ptrace::{self, Options};
 use nix::unistd::Pid;
 
 use super::bpf::{Field, Program, Test};
+use super::memory::Memory;
 use super::sys;
 
 /// The clocks that count from 1970: CLOCK_REALTIME, CLOCK_REALTIME_COARSE, CLOCK_TAI.
@@ -141,11 +140,10 @@ impl Clock {
 
 /// Takes the place of the shared page out of what a program that is about to begin is told.
 fn hide_shared_page(pid: Pid) -> Result<(), Errno> {
-    let io = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
-    let path = format!("/proc/{pid}/mem");
-    let memory = OpenOptions::new().read(true).write(true).open(path).map_err(io)?;
+    let memory = Memory::of(pid);
+    memory.check_access()?;
     let start = stack_start(pid)?;
-    let mut words = Words { memory: &memory, start, bytes: Vec::new() };
+    let mut words = Words { memory, start, bytes: Vec::new() };
     // Behind the number of arguments: arguments, a zero, environment, a zero, then the vector.
     let mut at = 1 + words.word(0)? as usize + 1;
     while words.word(at)? != 0 {
@@ -157,7 +155,7 @@ fn hide_shared_page(pid: Pid) -> Result<(), Errno> {
             END => return Ok(()),
             kind if SHARED_PAGE.contains(&kind) => {
                 let address = start + 8 * at as u64;
-                memory.write_all_at(&IGNORE.to_ne_bytes(), address).map_err(io)?;
+                memory.write(address, &IGNORE.to_ne_bytes())?;
             }
             _ => {}
         }
@@ -166,13 +164,13 @@ fn hide_shared_page(pid: Pid) -> Result<(), Errno> {
 }
 
 /// Words of a process's memory, read as far as they are asked for.
-struct Words<'a> {
-    memory: &'a std::fs::File,
+struct Words {
+    memory: Memory,
     start: u64,
     bytes: Vec<u8>,
 }
 
-impl Words<'_> {
+impl Words {
     fn word(&mut self, number: usize) -> Result<u64, Errno> {
         const CHUNK: usize = 4096;
         let end = 8 * number + 8;
@@ -182,10 +180,9 @@ impl Words<'_> {
                 return Err(Errno::E2BIG);
             }
             let mut chunk = [0; CHUNK];
-            let read = self.memory.read_at(&mut chunk, self.start + length as u64);
-            match read {
-                Ok(0) | Err(_) => return Err(Errno::EFAULT),
-                Ok(count) => self.bytes.extend_from_slice(&chunk[..count]),
+            match self.memory.read_some(self.start + length as u64, &mut chunk)? {
+                0 => return Err(Errno::EFAULT),
+                count => self.bytes.extend_from_slice(&chunk[..count]),
             }
         }
         let bytes = self.bytes[end - 8..end].try_into().map_err(|_| Errno::EFAULT)?;

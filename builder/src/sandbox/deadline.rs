@@ -7,15 +7,14 @@
 //! The second it lets return early, again and again: every caller has to reckon with returns for no
 //! reason (futex(2)), looks at what it waits for, and waits on.
 
-use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::libc;
 
 use super::bpf::{Field, Program, Test};
+use super::memory::Memory;
 use super::order::descriptor_of;
 use super::sys::{self, Notification};
 
@@ -78,7 +77,7 @@ pub(super) fn is_timer(call: u32) -> bool {
 /// process still waits is to be looked at by `is_valid` before anything is set.
 pub(super) fn set_timer(
     question: &Notification,
-    memory: &File,
+    memory: &Memory,
     ahead_seconds: i64,
     is_valid: impl FnOnce() -> Result<(), Errno>,
 ) -> Result<Option<[i64; 4]>, Errno> {
@@ -119,7 +118,7 @@ pub(super) enum Wait {
 
 /// Looks into the memory of the process that waits. `now`: seconds and nanoseconds since 1970, as
 /// that process sees them.
-pub(super) fn wait(call: u32, arguments: &[u64; 6], memory: &File, now: (i64, i64)) -> Wait {
+pub(super) fn wait(call: u32, arguments: &[u64; 6], memory: &Memory, now: (i64, i64)) -> Wait {
     let is_sleep = call == SLEEP;
     let deadline = if is_sleep { arguments[2] } else { arguments[3] };
     let [Ok(seconds), Ok(nanoseconds)] = [deadline, deadline.wrapping_add(8)]
@@ -155,9 +154,9 @@ pub(super) fn wait(call: u32, arguments: &[u64; 6], memory: &File, now: (i64, i6
     }
 }
 
-fn word<const LENGTH: usize>(memory: &File, address: u64) -> Result<[u8; LENGTH], Errno> {
+fn word<const LENGTH: usize>(memory: &Memory, address: u64) -> Result<[u8; LENGTH], Errno> {
     let mut bytes = [0; LENGTH];
-    memory.read_exact_at(&mut bytes, address).map_err(|_| Errno::EFAULT)?;
+    memory.read(address, &mut bytes)?;
     Ok(bytes)
 }
 
@@ -189,8 +188,6 @@ impl Held {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::super::bpf::interpret;
     use super::*;
 
@@ -224,14 +221,14 @@ mod tests {
 
     #[test]
     fn waits_end_by_the_clock_that_the_process_sees() {
-        let mut memory = tempfile::tempfile().expect("a file");
-        for value in [7i64, 1000, 500, -1, 0] {
-            memory.write_all(&value.to_ne_bytes()).expect("written");
-        }
+        let memory = Memory::of(nix::unistd::getpid());
+        let words = [7i64, 1000, 500, -1, 0];
+        let place = words.as_ptr() as u64;
         let futex = |value, deadline, now| {
-            wait(WAIT, &[0, WAIT_UNTIL.into(), value, deadline, 0, u64::MAX], &memory, now)
+            let arguments = [place, WAIT_UNTIL.into(), value, place + deadline, 0, u64::MAX];
+            wait(WAIT, &arguments, &memory, now)
         };
-        let sleep = |deadline, now| wait(SLEEP, &[0, 1, deadline, 0, 0, 0], &memory, now);
+        let sleep = |deadline, now| wait(SLEEP, &[0, 1, place + deadline, 0, 0, 0], &memory, now);
         let timeout = Err(Errno::ETIMEDOUT);
         assert_eq!(futex(8, 8, (999, 0)), Wait::Over(Err(Errno::EAGAIN)));
         assert_eq!(futex(7, 8, (1000, 500)), Wait::Over(timeout));
@@ -240,6 +237,7 @@ mod tests {
         assert_eq!(sleep(8, (998, 500)), Wait::For(Duration::from_secs(2), Ok(0)));
         assert_eq!(sleep(8, (1001, 0)), Wait::Over(Ok(0)));
         assert_eq!(sleep(24, (0, 0)), Wait::Kernels);
-        assert_eq!(sleep(4000, (0, 0)), Wait::Over(Err(Errno::EFAULT)));
+        let nowhere = wait(SLEEP, &[0, 1, 8, 0, 0, 0], &memory, (0, 0));
+        assert_eq!(nowhere, Wait::Over(Err(Errno::EFAULT)));
     }
 }

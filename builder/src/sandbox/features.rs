@@ -350,7 +350,7 @@ fn probes_inside() -> Vec<ProbeResult> {
     note(Probe::Proc, sys::new_filesystem(c"proc", &[], &plain).map(drop));
     note(Probe::Binfmt, sys::new_filesystem(c"binfmt_misc", &[], &plain).map(drop));
     let filtered = nix::sys::prctl::set_no_new_privs()
-        .and_then(|()| sys::install_filter(&seccomp::filter(&[], false)));
+        .and_then(|()| sys::install_filter(&seccomp::filter(&[], false, (0, 0))));
     note(Probe::Filter, filtered);
     results
 }

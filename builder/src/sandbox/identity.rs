@@ -20,6 +20,10 @@ use super::plan::{Attributes, Processors};
 /// Less than any core: none is written. And unlike 0, the kernel doesn't start the host's core
 /// handler, either.
 const NO_CORE: u64 = 1;
+/// The machine's user has 128 by default, and what sandboxes use counts as that user's.
+const INOTIFY_INSTANCES: &str = "16";
+/// The machine's user has 8192 at the least, by the machine's memory.
+const INOTIFY_WATCHES: &str = "4096";
 /// When the machine runs out of memory, the kernel takes builds before it takes srp.
 const OOM_SCORE: i32 = 500;
 
@@ -36,10 +40,15 @@ impl Setup<'_> {
             ("self/gid_map", format!("{gid} 0 1")),
             ("self/uid_map", format!("{uid} 0 1")),
             ("sys/user/max_user_namespaces", "0".to_owned()),
+            ("sys/user/max_inotify_instances", INOTIFY_INSTANCES.to_owned()),
+            ("sys/user/max_inotify_watches", INOTIFY_WATCHES.to_owned()),
             ("self/oom_score_adj", OOM_SCORE.max(inherited).to_string()),
         ] {
-            write_file(proc.as_fd(), file, line.as_bytes())
-                .during(|| format!("write /proc/{file}"))?;
+            match write_file(proc.as_fd(), file, line.as_bytes()) {
+                // The kernel was built without it.
+                Err(Errno::ENOENT) if file.contains("inotify") => {}
+                written => written.during(|| format!("write /proc/{file}"))?,
+            }
         }
         die_with_the_launcher()
     }
@@ -58,7 +67,11 @@ fn die_with_the_launcher() -> Done {
         .during(|| "ask for a signal when the launcher dies".to_owned())
 }
 
-pub(super) fn process_limits(processes: Option<u64>, attributes: &Attributes) -> Done {
+pub(super) fn process_limits(
+    processes: Option<u64>,
+    file_bytes: Option<u64>,
+    attributes: &Attributes,
+) -> Done {
     umask(Mode::from_bits_truncate(attributes.umask));
     if let Some(processors) = attributes.processors {
         keep_processors(processors)
@@ -68,7 +81,6 @@ pub(super) fn process_limits(processes: Option<u64>, attributes: &Attributes) ->
         Resource::RLIMIT_AS,
         Resource::RLIMIT_CPU,
         Resource::RLIMIT_DATA,
-        Resource::RLIMIT_FSIZE,
         Resource::RLIMIT_LOCKS,
         Resource::RLIMIT_RSS,
         Resource::RLIMIT_RTTIME,
@@ -90,14 +102,14 @@ pub(super) fn process_limits(processes: Option<u64>, attributes: &Attributes) ->
     ] {
         setrlimit(resource, value, value).during(|| format!("set {resource:?} to {value}"))?;
     }
+    match file_bytes {
+        None => raise(Resource::RLIMIT_FSIZE, u64::MAX)?,
+        Some(bytes) => lower(Resource::RLIMIT_FSIZE, bytes)?,
+    }
     // Since Linux 5.14 processes are counted per user namespace, before that per user of the
     // machine, where this ceiling would hit the innocent.
     if let Some(processes) = processes.filter(|_| kernel_is_at_least(5, 14)) {
-        let resource = Resource::RLIMIT_NPROC;
-        let (_, hard) = getrlimit(resource).during(|| format!("read {resource:?}"))?;
-        let ceiling = processes.min(hard);
-        setrlimit(resource, ceiling, ceiling)
-            .during(|| format!("set {resource:?} to {ceiling}"))?;
+        lower(Resource::RLIMIT_NPROC, processes)?;
     }
     // The last: it decides which kernel there is said to be.
     let mut persona = Persona::empty();
@@ -124,6 +136,13 @@ fn raise(resource: Resource, value: u64) -> Done {
     let (_, hard) = getrlimit(resource).during(|| format!("read {resource:?}"))?;
     let soft = value.min(hard);
     setrlimit(resource, soft, hard).during(|| format!("set {resource:?} to {soft}"))
+}
+
+/// Sets both limits to `value`, or less if the hard one is.
+fn lower(resource: Resource, value: u64) -> Done {
+    let (_, hard) = getrlimit(resource).during(|| format!("read {resource:?}"))?;
+    let ceiling = value.min(hard);
+    setrlimit(resource, ceiling, ceiling).during(|| format!("set {resource:?} to {ceiling}"))
 }
 
 fn kernel_is_at_least(wanted_major: u32, wanted_minor: u32) -> bool {

@@ -99,6 +99,8 @@ fn prepare_and_start(
     }
     // Held until the end: closing it would drop the registered handlers.
     let _binfmt = prepared.binfmt;
+    // And this the root's mounts.
+    let _root = prepared.root;
     let emulators = prepared.emulators;
     drop((prepared.proc, prepared.staging));
     let mut ended = SigSet::empty();

@@ -2,13 +2,16 @@
 //!
 //! More steps of `apply`, which owns the order; nothing here depends on the plan but the handlers.
 
+use std::ffi::CStr;
 use std::os::fd::AsFd;
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::libc;
-use nix::sys::stat::{Mode, fstat, fstatat, major, minor};
+use nix::sys::stat::{Mode, UtimensatFlags, fstat, fstatat, major, minor, utimensat};
+use nix::sys::time::TimeSpec;
+use srp_store::TREE_TIME_SECONDS;
 
 use super::apply::{CLOEXEC, Done, Setup, Trouble, While, c_string, staging, write_file};
 use super::sys::{self, MountAttributes};
@@ -34,6 +37,9 @@ const MASKED: &[&str] = &[
     "timer_stats",
 ];
 
+/// How many pseudo-terminals a sandbox can have at one time: their number on the machine is limited.
+const TERMINALS: &CStr = c"64";
+
 /// Character devices of the host that a build sees, with their numbers.
 const DEVICES: &[(&str, u64, u64)] = &[
     ("full", 1, 7),
@@ -45,23 +51,20 @@ const DEVICES: &[(&str, u64, u64)] = &[
 ];
 
 impl Setup<'_> {
-    pub(super) fn make_devices(&mut self, terminals: bool) -> Done {
+    pub(super) fn make_devices(&mut self) -> Done {
         let inside = |name: &str| format!("{}/{name}", staging::DEV);
         for (name, ..) in DEVICES {
             self.file(&inside(name), 0o444, b"")?;
         }
         self.directory(&inside("shm"), 0o1777)?;
-        let mut links = vec![
+        self.directory(&inside("pts"), 0o755)?;
+        for (name, target) in [
             ("fd", "/proc/self/fd"),
             ("stdin", "/proc/self/fd/0"),
             ("stdout", "/proc/self/fd/1"),
             ("stderr", "/proc/self/fd/2"),
-        ];
-        if terminals {
-            self.directory(&inside("pts"), 0o755)?;
-            links.push(("ptmx", "pts/ptmx"));
-        }
-        for (name, target) in links {
+            ("ptmx", "pts/ptmx"),
+        ] {
             self.symlink(target, &inside(name))?;
             self.seal(&inside(name))?;
         }
@@ -86,22 +89,24 @@ impl Setup<'_> {
                 .during(|| format!("restrict {path}"))?;
             self.attach(device.as_fd(), &path)?;
         }
-        if terminals {
-            let options = [(c"mode", c"0620"), (c"ptmxmode", c"0666")];
-            let terminals = sys::new_filesystem(c"devpts", &options, &plain)
-                .during(|| "make pseudo-terminals".to_owned())?;
-            self.attach(terminals.as_fd(), "/dev/pts")?;
-        }
-        Ok(())
+        let options = [(c"mode", c"0620"), (c"ptmxmode", c"0666"), (c"max", TERMINALS)];
+        let terminals = sys::new_filesystem(c"devpts", &options, &plain)
+            .during(|| "make pseudo-terminals".to_owned())?;
+        let time = TimeSpec::new(TREE_TIME_SECONDS, 0);
+        utimensat(&terminals, ".", &time, &time, UtimensatFlags::NoFollowSymlink)
+            .during(|| "set the time of /dev/pts".to_owned())?;
+        self.attach(terminals.as_fd(), "/dev/pts")
     }
 
-    pub(super) fn mount_proc(&mut self) -> Done {
+    pub(super) fn mount_proc(&mut self, writable: bool) -> Done {
         let attributes = MountAttributes { no_devices: true, no_exec: true, ..Default::default() };
         let proc = sys::new_filesystem(c"proc", &[], &attributes)
             .during(|| "make a proc file system".to_owned())?;
-        self.attach(proc.as_fd(), "/proc")?;
         // Another mount of it, which nothing will cover.
         let bare = sys::clone_mount(proc.as_fd(), c"").during(|| "clone it".to_owned())?;
+        let attributes = MountAttributes { read_only: !writable, ..attributes };
+        sys::set_mount_attributes(proc.as_fd(), &attributes).during(|| "restrict it".to_owned())?;
+        self.attach(proc.as_fd(), "/proc")?;
         self.bare_proc = Some(bare);
         self.proc = Some(proc);
         Ok(())

@@ -24,6 +24,7 @@ use serde::Serialize;
 use crate::cancel::CancelToken;
 
 use super::cgroup::{self, Cgroup};
+use super::disk::Disk;
 use super::error::SandboxError;
 use super::outcome::Outcome;
 use super::plan::{SandboxPlan, Stdio};
@@ -93,6 +94,13 @@ impl Launcher {
         let slot = self.take_slot()?;
         let parent = self.cgroups.get_or_init(cgroup::find_parent).as_deref();
         let cgroup = parent.and_then(|parent| Cgroup::create_in(parent, &plan.limits).ok());
+        let written = plan.binds.iter().filter(|bind| bind.writable && bind.directory);
+        let written = written.map(|bind| bind.source.as_path());
+        let disk = plan.limits.disk_bytes.map(|limit| Disk::watch(written, limit)).transpose();
+        let disk = disk.map_err(|source| SandboxError::System {
+            action: "look at the sandbox's directories",
+            source,
+        })?;
         let Streams { output, relay, theirs: stdio } = standard_streams(plan.stdio)?;
         let mut fds: Vec<BorrowedFd<'_>> = stdio.iter().map(AsFd::as_fd).collect();
         let directory = cgroup.as_ref().map(Cgroup::directory).transpose();
@@ -111,6 +119,7 @@ impl Launcher {
                 relay,
                 signals,
                 cgroup,
+                disk,
                 start,
             },
             log,

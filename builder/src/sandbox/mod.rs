@@ -4,17 +4,18 @@
 //! list of what is done for it; a [`Launcher`] has it done and returns an [`Outcome`]. What happens
 //! where:
 //!
-//! - srp (`launcher`, `supervise`, `relay`, `watch`, `cgroup`): threads, logs, streams, limits.
-//!   Trusted.
+//! - srp (`launcher`, `supervise`, `relay`, `watch`, `disk`, `cgroup`): threads, logs, streams,
+//!   limits. Trusted.
 //! - the launcher process (`zygote`): srp executed once more with one thread, out of sealed memory
 //!   (`program`); clones sandboxes. `inherited` says what of the caller's it keeps.
-//! - the sandbox's init (`apply`, `inside`, `identity`, `init`, `answers`,
-//!   `clock`, `order`): namespaces, mounts, filter; then process 1. The build
-//!   can neither trace nor signal it, and it decides nothing that a limit depends on.
+//! - the sandbox's init (`apply`, `inside`, `identity`, `init`, `answers`, `memory`, `clock`,
+//!   `order`): namespaces, mounts, filter; then process 1. The build can neither trace nor signal
+//!   it, nor set its limits, and it decides nothing that a limit depends on.
 //! - the command.
 //!
 //! There is deliberately no weaker mode: a step that fails is an error. There is no network, and no
-//! way to ask for one. It also doesn't know the store: layers are directories.
+//! way to ask for one. Of the store it knows nothing but the time of its files: layers are
+//! directories.
 
 mod answers;
 mod apply;
@@ -23,6 +24,7 @@ mod bpf;
 mod cgroup;
 mod clock;
 mod deadline;
+mod disk;
 mod error;
 mod features;
 mod identity;
@@ -30,6 +32,7 @@ mod inherited;
 mod init;
 mod inside;
 mod launcher;
+mod memory;
 mod order;
 mod outcome;
 mod plan;

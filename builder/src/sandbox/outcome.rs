@@ -126,6 +126,8 @@ pub enum Limit {
     Silence,
     /// `log_bytes`
     Log,
+    /// `disk_bytes`
+    Disk,
 }
 
 /// What a sandbox's isolation rested on where machines differ.

@@ -58,6 +58,9 @@ pub struct SandboxPlan {
 }
 
 impl SandboxPlan {
+    /// The host name of a new plan.
+    pub const HOSTNAME: &'static str = "srp";
+
     /// A plan for `command` with an empty root, the project's fixed identity and no limits.
     #[must_use]
     pub fn new(command: Vec<String>) -> Self {
@@ -70,7 +73,7 @@ impl SandboxPlan {
             command,
             env: BTreeMap::new(),
             cwd: "/".to_owned(),
-            hostname: "srp".to_owned(),
+            hostname: Self::HOSTNAME.to_owned(),
             uid: 1000,
             gid: 1000,
             binfmt: Vec::new(),
@@ -191,7 +194,8 @@ impl SkeletonEntry {
 }
 
 /// A file or directory of the host that appears in the sandbox, alone and without what is mounted
-/// below it.
+/// below it. A directory that can't be written to lies behind an overlay, and so shows the
+/// sandbox's own inodes; everything else is the host's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
     /// Path on the host, absolute; links are followed.
@@ -290,6 +294,10 @@ pub struct Limits {
     pub silence_seconds: Option<u64>,
     /// Length of the log.
     pub log_bytes: Option<u64>,
+    /// Length of one file, holes included: whoever writes beyond it gets a signal and EFBIG.
+    pub file_bytes: Option<u64>,
+    /// Disk space of all writable directories together.
+    pub disk_bytes: Option<u64>,
     /// Size of what lives in memory: `/dev/shm`, `/tmp` unless bound, an ephemeral root's changes.
     pub scratch_bytes: Option<u64>,
 }

@@ -94,6 +94,18 @@ enum Rule {
     /// one value at which the kernel doesn't feed a crashed process to the host's core handler,
     /// which runs as root; 0 would.
     CoreLimit { new: Option<u8> },
+    /// EPERM when the argument is the process id of init, which is the same user's: so it would be
+    /// for a process of another user.
+    NotInit { argument: u8 },
+    /// As `NotInit`, of calls whose first argument says what the second numbers: `process`, or all
+    /// processes of a `user`, which init is one of.
+    Priority { process: u32, user: u32 },
+    /// The arguments are ids of users or groups. The kernel answers EINVAL to those that a user
+    /// namespace doesn't have, which no program expects: EPERM, as for any id but one's own.
+    Identities { users: &'static [u8], groups: &'static [u8] },
+    /// No leases and no signals about directories. EINVAL, as of a kernel without them: with a lease
+    /// on a file a process lets others wait who open it.
+    FileControl,
     /// Only personalities that keep memory protections: linux32, uname26, setarch -R, -L, -3.
     Personality,
 }
@@ -128,6 +140,8 @@ const ENOSYS: Rule = Rule::Fails(libc::ENOSYS);
 const CALLS: &[Call] = &[
     call("openat", [257, 295, 56], Rule::CreationMode { flags: 2, mode: 3 }),
     call("open", [2, 5, -1], Rule::CreationMode { flags: 1, mode: 2 }),
+    call("fcntl", [72, 55, 25], Rule::FileControl),
+    call("fcntl64", [-1, 221, -1], Rule::FileControl),
     call("ioctl", [16, 54, 29], Rule::DeviceControl),
     // The flags of clone are its first argument on these three ABIs.
     call("clone", [56, 120, 220], Rule::Flags { argument: 0, forbidden: NEW_NAMESPACES }),
@@ -147,6 +161,23 @@ const CALLS: &[Call] = &[
         [272, 310, 97],
         Rule::Flags { argument: 0, forbidden: NEW_NAMESPACES | NEW_TIME_NAMESPACE },
     ),
+    call("chown", [92, 212, -1], Rule::Identities { users: &[1], groups: &[2] }),
+    call("lchown", [94, 198, -1], Rule::Identities { users: &[1], groups: &[2] }),
+    call("fchown", [93, 207, 55], Rule::Identities { users: &[1], groups: &[2] }),
+    call("fchownat", [260, 298, 54], Rule::Identities { users: &[2], groups: &[3] }),
+    call("setuid", [105, 213, 146], Rule::Identities { users: &[0], groups: &[] }),
+    call("setreuid", [113, 203, 145], Rule::Identities { users: &[0, 1], groups: &[] }),
+    call("setresuid", [117, 208, 147], Rule::Identities { users: &[0, 1, 2], groups: &[] }),
+    call("setgid", [106, 214, 144], Rule::Identities { users: &[], groups: &[0] }),
+    call("setregid", [114, 204, 143], Rule::Identities { users: &[], groups: &[0, 1] }),
+    call("setresgid", [119, 210, 149], Rule::Identities { users: &[], groups: &[0, 1, 2] }),
+    // What the same user may do to a process without tracing it.
+    call("setpriority", [141, 97, 140], Rule::Priority { process: 0, user: 2 }),
+    call("ioprio_set", [251, 289, 30], Rule::Priority { process: 1, user: 3 }),
+    call("sched_setaffinity", [203, 241, 122], Rule::NotInit { argument: 0 }),
+    call("sched_setscheduler", [144, 156, 119], Rule::NotInit { argument: 0 }),
+    call("sched_setparam", [142, 154, 118], Rule::NotInit { argument: 0 }),
+    call("sched_setattr", [314, 351, 274], Rule::NotInit { argument: 0 }),
     // Their arguments lie behind a pointer, where a filter can't look; programs fall back.
     call("clone3", [435, 435, 435], ENOSYS),
     call("openat2", [437, 437, 437], ENOSYS),
@@ -219,22 +250,22 @@ const CALLS: &[Call] = &[
 ];
 
 /// The filter that admits the native ABI and `also`; a process that makes a system call of any
-/// other ABI is killed by SIGSYS.
-pub(super) fn filter(also: &[Abi], debuggers: bool) -> Vec<Instruction> {
+/// other ABI is killed by SIGSYS. `owner`: the sandbox's user and group, as inside.
+pub(super) fn filter(also: &[Abi], debuggers: bool, owner: (u32, u32)) -> Vec<Instruction> {
     let mut abis = vec![Abi::native()];
     abis.extend(also.iter().filter(|abi| **abi != Abi::native()));
     let mut program = Program::default();
     program.load(Field::Architecture);
     for abi in abis {
         program.when(Test::Equal(abi.architecture()), |section| {
-            abi_section(section, abi, debuggers);
+            abi_section(section, abi, debuggers, owner);
         });
     }
     program.answer(KILL);
     program.finish()
 }
 
-fn abi_section(program: &mut Program, abi: Abi, debuggers: bool) {
+fn abi_section(program: &mut Program, abi: Abi, debuggers: bool, owner: (u32, u32)) {
     program.load(Field::Number);
     if abi == Abi::X86_64 {
         program.when(Test::AtLeast(X32_BIT), |p| {
@@ -249,12 +280,13 @@ fn abi_section(program: &mut Program, abi: Abi, debuggers: bool) {
         if debuggers && matches!(call.rule, Rule::Debugs) {
             continue;
         }
-        program.when(Test::Equal(number), |p| rule_section(p, call.rule));
+        program.when(Test::Equal(number), |p| rule_section(p, call.rule, owner));
     }
     program.answer(ALLOW);
 }
 
-fn rule_section(program: &mut Program, rule: Rule) {
+fn rule_section(program: &mut Program, rule: Rule, owner: (u32, u32)) {
+    const INIT: u32 = 1;
     const SET_ID_BITS: u32 = 0o6000;
     const CREATES: u32 = 0o100 | 0o20_000_000; // O_CREAT, __O_TMPFILE: the same on these ABIs
     let refuse = |number| move |p: &mut Program| p.answer(errno(number));
@@ -311,6 +343,10 @@ fn rule_section(program: &mut Program, rule: Rule) {
         }
         Rule::CoreLimit { new } => {
             const DONE: u32 = errno(0);
+            if new.is_some() {
+                program.load(Field::Argument(0));
+                program.when(Test::Equal(INIT), refuse(libc::EPERM));
+            }
             program.load(Field::Argument(1 - u8::from(new.is_none())));
             program.when(Test::Equal(RLIMIT_CORE), |p| match new {
                 None => p.answer(DONE),
@@ -322,6 +358,34 @@ fn rule_section(program: &mut Program, rule: Rule) {
                     }
                 }
             });
+        }
+        Rule::NotInit { argument } => {
+            program.load(Field::Argument(argument));
+            program.when(Test::Equal(INIT), refuse(libc::EPERM));
+        }
+        Rule::Priority { process, user } => {
+            program.load(Field::Argument(0));
+            program.when(Test::Equal(user), refuse(libc::EPERM));
+            program.when(Test::Equal(process), |p| {
+                p.load(Field::Argument(1));
+                p.when(Test::Equal(INIT), refuse(libc::EPERM));
+            });
+        }
+        Rule::Identities { users, groups } => {
+            for (arguments, own) in [(users, owner.0), (groups, owner.1)] {
+                for argument in arguments {
+                    program.load(Field::Argument(*argument));
+                    program.unless(Test::Equal(own), |p| {
+                        p.unless(Test::Equal(u32::MAX), refuse(libc::EPERM)); // "as it is"
+                    });
+                }
+            }
+        }
+        Rule::FileControl => {
+            program.load(Field::Argument(1));
+            for command in [libc::F_SETLEASE, libc::F_NOTIFY] {
+                program.when(Test::Equal(command as u32), refuse(libc::EINVAL));
+            }
         }
         Rule::Personality => {
             const HARMLESS: u32 = 0x0008 | 0x2_0000 | 0x4_0000 | 0x20_0000 | 0x800_0000;
@@ -366,12 +430,13 @@ mod tests {
     use super::super::bpf::interpret;
     use super::*;
 
+    const OWNER: (u32, u32) = (1000, 100);
     const ALL: [Abi; 3] = [Abi::X86_64, Abi::I386, Abi::Aarch64];
 
     fn ask(abi: Abi, name: &str, arguments: [u64; 6]) -> u32 {
         let call = CALLS.iter().find(|call| call.name == name).expect("a call of the table");
         let number = abi.number(call).expect("a call of this ABI");
-        interpret(&filter(&ALL, false), abi.architecture(), number, arguments)
+        interpret(&filter(&ALL, false, OWNER), abi.architecture(), number, arguments)
     }
 
     fn on_all(name: &str, arguments: [u64; 6], expected: u32) {
@@ -387,6 +452,21 @@ mod tests {
     fn native_numbers_agree_with_the_c_library() {
         let known = [
             ("openat", libc::SYS_openat),
+            ("fcntl", libc::SYS_fcntl),
+            ("fchown", libc::SYS_fchown),
+            ("fchownat", libc::SYS_fchownat),
+            ("setuid", libc::SYS_setuid),
+            ("setreuid", libc::SYS_setreuid),
+            ("setresuid", libc::SYS_setresuid),
+            ("setgid", libc::SYS_setgid),
+            ("setregid", libc::SYS_setregid),
+            ("setresgid", libc::SYS_setresgid),
+            ("setpriority", libc::SYS_setpriority),
+            ("ioprio_set", libc::SYS_ioprio_set),
+            ("sched_setaffinity", libc::SYS_sched_setaffinity),
+            ("sched_setscheduler", libc::SYS_sched_setscheduler),
+            ("sched_setparam", libc::SYS_sched_setparam),
+            ("sched_setattr", libc::SYS_sched_setattr),
             ("ioctl", libc::SYS_ioctl),
             ("clone", libc::SYS_clone),
             ("fchmod", libc::SYS_fchmod),
@@ -479,7 +559,7 @@ mod tests {
 
     #[test]
     fn newer_calls_and_the_x32_abi_do_not_exist() {
-        let program = filter(&ALL, false);
+        let program = filter(&ALL, false, OWNER);
         for abi in ALL {
             for number in [442, 449, 452, 462, 500, 0x3FFF_FFFF] {
                 let answer = interpret(&program, abi.architecture(), number, [0; 6]);
@@ -495,7 +575,7 @@ mod tests {
 
     #[test]
     fn an_abi_that_the_plan_does_not_admit_kills() {
-        let program = filter(&[], false);
+        let program = filter(&[], false, OWNER);
         for abi in ALL.into_iter().filter(|abi| *abi != Abi::native()) {
             assert_eq!(interpret(&program, abi.architecture(), 20, [0; 6]), KILL);
         }
@@ -563,6 +643,63 @@ mod tests {
     }
 
     #[test]
+    fn init_is_nobodys_to_change() {
+        let refused = errno(libc::EPERM);
+        let no_pid = 1 << 32; // the kernel ignores the high half
+        for name in ["sched_setaffinity", "sched_setscheduler", "sched_setparam", "sched_setattr"] {
+            on_all(name, [1, 0, 0, 0, 0, 0], refused);
+            on_all(name, [no_pid | 1, 0, 0, 0, 0, 0], refused);
+            on_all(name, [0, 1, 1, 0, 0, 0], ALLOW);
+            on_all(name, [2, 1, 1, 0, 0, 0], ALLOW);
+        }
+        on_all("prlimit64", [1, 3, 0x1000, 0, 0, 0], refused);
+        on_all("prlimit64", [1, u64::from(RLIMIT_CORE), 0x1000, 0, 0, 0], refused);
+        for (name, process) in [("setpriority", 0), ("ioprio_set", 1)] {
+            on_all(name, [process, 1, 10, 0, 0, 0], refused);
+            on_all(name, [process, 0, 10, 0, 0, 0], ALLOW);
+            on_all(name, [process + 1, 0, 10, 0, 0, 0], ALLOW); // a process group
+            on_all(name, [process + 2, 0, 10, 0, 0, 0], refused); // all of a user
+            on_all(name, [process + 2, 1000, 10, 0, 0, 0], refused);
+        }
+    }
+
+    #[test]
+    fn other_identities_are_refused_and_not_unknown() {
+        let (user, group) = (u64::from(OWNER.0), u64::from(OWNER.1));
+        let as_it_is = u64::from(u32::MAX);
+        let refused = errno(libc::EPERM);
+        for (name, first) in [("chown", 1), ("lchown", 1), ("fchown", 1), ("fchownat", 2)] {
+            let with = |user, group, expected| {
+                let mut arguments = [0; 6];
+                arguments[first..first + 2].copy_from_slice(&[user, group]);
+                on_all(name, arguments, expected);
+            };
+            with(0, as_it_is, refused);
+            with(as_it_is, 0, refused);
+            with(user, 0, refused);
+            with(group, user, refused);
+            with(user, group, ALLOW);
+            with(as_it_is, as_it_is, ALLOW);
+        }
+        for (name, own) in [("setuid", user), ("setgid", group)] {
+            on_all(name, [0; 6], refused);
+            on_all(name, [own, 0, 0, 0, 0, 0], ALLOW);
+        }
+        on_all("setresuid", [as_it_is, as_it_is, user, 0, 0, 0], ALLOW);
+        on_all("setresuid", [user, user, 0, 0, 0, 0], refused);
+        on_all("setregid", [as_it_is, 5, 0, 0, 0, 0], refused);
+    }
+
+    #[test]
+    fn leases_and_signals_about_directories_do_not_exist() {
+        on_all("fcntl", [3, 1024, 1, 0, 0, 0], errno(libc::EINVAL)); // F_SETLEASE
+        on_all("fcntl", [3, 1026, 1, 0, 0, 0], errno(libc::EINVAL)); // F_NOTIFY
+        on_all("fcntl", [3, 1, 0, 0, 0, 0], ALLOW); // F_GETFD
+        on_all("fcntl", [3, 1025, 0, 0, 0, 0], ALLOW); // F_GETLEASE
+        on_all("fcntl", [3, 1030, 0, 0, 0, 0], ALLOW); // F_DUPFD_CLOEXEC
+    }
+
+    #[test]
     fn personalities_keep_memory_protections() {
         on_all("personality", [0xFFFF_FFFF, 0, 0, 0, 0, 0], ALLOW);
         on_all("personality", [0, 0, 0, 0, 0, 0], ALLOW);
@@ -580,12 +717,12 @@ mod tests {
         };
         let arch = Abi::native().architecture();
         for name in ["ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd"] {
-            let closed = interpret(&filter(&[], false), arch, number(name), [0; 6]);
+            let closed = interpret(&filter(&[], false, OWNER), arch, number(name), [0; 6]);
             assert_eq!(closed, errno(libc::EPERM));
-            assert_eq!(interpret(&filter(&[], true), arch, number(name), [0; 6]), ALLOW);
+            assert_eq!(interpret(&filter(&[], true, OWNER), arch, number(name), [0; 6]), ALLOW);
         }
         assert_eq!(
-            interpret(&filter(&[], true), arch, number("mount"), [0; 6]),
+            interpret(&filter(&[], true, OWNER), arch, number("mount"), [0; 6]),
             errno(libc::EPERM)
         );
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use super::plan::{Attributes, RootMode, SandboxPlan, SkeletonEntry, Stdio, is_beneath};
+use super::plan::{Attributes, RootMode, SandboxPlan, SkeletonEntry, is_beneath};
 use super::seccomp::Abi;
 use super::told;
 
@@ -63,20 +63,29 @@ pub enum Step {
         /// Path inside.
         target: String,
     },
-    /// Attaches a source.
+    /// Attaches a source that the sandbox shares with its caller: what it writes to, and files.
     Bind {
         /// Number of the source.
         source: usize,
         /// Path inside.
         target: String,
     },
-    /// Makes `/dev`.
-    Devices {
-        /// Whether there are pseudo-terminals.
-        terminals: bool,
+    /// Attaches a directory that the sandbox only reads, behind an overlay: locks, leases and
+    /// watches of files are those of the overlay's own inodes, which no other sandbox has.
+    Input {
+        /// Number of the source.
+        source: usize,
+        /// Path inside.
+        target: String,
     },
+    /// Makes `/dev`, with pseudo-terminals of the sandbox's own.
+    Devices,
     /// Mounts `/proc`.
-    Proc,
+    Proc {
+        /// Whether what it says of processes can be written to (`mem`, `oom_score_adj`,
+        /// `coredump_filter` …): debuggers do.
+        writable: bool,
+    },
     /// Covers what in `/proc` is not about the sandbox's own processes.
     MaskProc,
     /// Covers a file of `/proc` by what the kernel would tell of another machine.
@@ -104,8 +113,9 @@ pub enum Step {
         /// Number of the handler in the plan.
         handler: usize,
     },
-    /// Makes the composed root `/` and detaches the host's.
-    EnterRoot,
+    /// Takes the composed root with all that is mounted in it out of the mount namespace, makes an
+    /// empty directory the namespace's root, and detaches the host's.
+    LeaveHost,
     /// Enters the inner user namespace, which owns nothing and in which no other can be made. A
     /// build is one user namespace away from whatever its mounts and network belong to; and the
     /// outer one needs a user 0, because binfmt_misc's files belong to it.
@@ -115,10 +125,16 @@ pub enum Step {
         /// Group id inside.
         gid: u32,
     },
+    /// Makes the composed root `/`. Its mounts belong to no mount namespace, so no mount table
+    /// lists them: those of the host say where its directories are and what it runs on. And a
+    /// process whose root isn't its namespace's can make no user namespace.
+    EnterRoot,
     /// Sets umask, personality, processors and resource limits.
     ProcessLimits {
         /// Ceiling for processes, above the limit that ends the sandbox.
         processes: Option<u64>,
+        /// Length of one file.
+        file_bytes: Option<u64>,
         /// What the plan says of the rest.
         attributes: Attributes,
     },
@@ -134,6 +150,10 @@ pub enum Step {
         abis: Vec<Abi>,
         /// Whether processes may trace each other.
         debuggers: bool,
+        /// User id inside.
+        uid: u32,
+        /// Group id inside.
+        gid: u32,
     },
 }
 
@@ -161,17 +181,14 @@ impl SandboxPlan {
             steps.push(Step::ScratchTmp);
         }
         steps.extend(self.memory.iter().map(|target| Step::Memory { target: target.clone() }));
-        steps.extend(
-            self.binds.iter().enumerate().map(|(n, bind)| Step::Bind {
-                source: first_bind + n,
-                target: bind.target.clone(),
-            }),
-        );
-        steps.extend([
-            Step::Devices { terminals: self.stdio == Stdio::Relayed },
-            Step::Proc,
-            Step::MaskProc,
-        ]);
+        steps.extend(self.binds.iter().enumerate().map(|(n, bind)| {
+            let (source, target) = (first_bind + n, bind.target.clone());
+            match bind.directory && !bind.writable {
+                true => Step::Input { source, target },
+                false => Step::Bind { source, target },
+            }
+        }));
+        steps.extend([Step::Devices, Step::Proc { writable: self.debuggers }, Step::MaskProc]);
         let covered = told::covered(&self.attributes).into_iter();
         steps.extend(covered.map(|path| Step::TellOtherwise { path }));
         steps.extend([
@@ -186,14 +203,21 @@ impl SandboxPlan {
         // Above the limit, so that the watchdog sees it passed and says so; a fork bomb stops here.
         let processes = self.limits.processes.map(|n| n.saturating_add(64));
         steps.extend([
-            Step::EnterRoot,
+            Step::LeaveHost,
             Step::BecomeUser { uid: self.uid, gid: self.gid },
-            Step::ProcessLimits { processes, attributes: self.attributes.clone() },
+            Step::EnterRoot,
+            Step::ProcessLimits {
+                processes,
+                file_bytes: self.limits.file_bytes,
+                attributes: self.attributes.clone(),
+            },
             Step::DropPrivileges { keep_file_override: self.root == RootMode::Ephemeral },
             Step::Filter {
                 abis: self.abis.clone(),
                 // Init answers programs by looking into them; they get a stricter filter then.
                 debuggers: self.debuggers || self.attributes.need_answers(),
+                uid: self.uid,
+                gid: self.gid,
             },
         ]);
         steps
@@ -294,9 +318,9 @@ impl fmt::Display for Step {
             Step::ScratchTmp => f.write_str("mount an empty /tmp"),
             Step::Memory { target } => write!(f, "mount an empty {target}"),
             Step::Bind { target, .. } => write!(f, "bind {target}"),
-            Step::Devices { terminals: true } => f.write_str("make /dev with terminals"),
-            Step::Devices { terminals: false } => f.write_str("make /dev"),
-            Step::Proc => f.write_str("mount /proc"),
+            Step::Input { target, .. } => write!(f, "mount {target} for reading"),
+            Step::Devices => f.write_str("make /dev"),
+            Step::Proc { .. } => f.write_str("mount /proc"),
             Step::MaskProc => f.write_str("cover the host's part of /proc"),
             Step::TellOtherwise { path } => write!(f, "let /proc/{path} tell of another machine"),
             Step::Loopback => f.write_str("bring the loopback interface up"),
@@ -305,6 +329,7 @@ impl fmt::Display for Step {
             Step::RegisterHandler { handler, .. } => {
                 write!(f, "register binfmt handler {handler}")
             }
+            Step::LeaveHost => f.write_str("leave the host's root"),
             Step::EnterRoot => f.write_str("enter the composed root"),
             Step::ProcessLimits { .. } => f.write_str("set umask, personality and process limits"),
             Step::DropPrivileges { keep_file_override: false } => {
@@ -339,6 +364,8 @@ mod tests {
         };
         plan.binds =
             vec![bind("/t/build", "/srp/build", true), bind("/t/fifo", "/srp/jobserver", false)];
+        let input = bind("/s/d", "/srp/source/d", true);
+        plan.binds.push(Bind { writable: false, ..input });
         plan.binfmt.extend(BinfmtHandler::for_arch("aarch64", "/s/q/qemu"));
         plan.limits.processes = Some(100);
         let printed: Vec<String> = plan.steps().iter().map(ToString::to_string).collect();
@@ -353,6 +380,7 @@ mod tests {
                 "open /s/c for reading",
                 "open /t/build for writing",
                 "open /t/fifo for writing",
+                "open /s/d for reading",
                 "open /s/q/qemu for reading",
                 "mount a staging file system",
                 "create link /bin to usr/bin",
@@ -361,6 +389,8 @@ mod tests {
                 "create directory /srp with mode 0755",
                 "create directory /srp/build with mode 0755",
                 "create file /srp/jobserver with mode 0644 and 0 bytes",
+                "create directory /srp/source with mode 0755",
+                "create directory /srp/source/d with mode 0755",
                 "create directory /srp/sysroot with mode 0755",
                 "create directory /tmp with mode 1777",
                 "set the skeleton's times",
@@ -369,6 +399,7 @@ mod tests {
                 "mount an empty /tmp",
                 "bind /srp/build",
                 "bind /srp/jobserver",
+                "mount /srp/source/d for reading",
                 "make /dev",
                 "mount /proc",
                 "cover the host's part of /proc",
@@ -376,15 +407,17 @@ mod tests {
                 "name the host srp",
                 "make a binfmt_misc instance",
                 "register binfmt handler 0",
-                "enter the composed root",
+                "leave the host's root",
                 "become user 1000 and group 1000 of the inner user namespace",
+                "enter the composed root",
                 "set umask, personality and process limits",
                 "drop every privilege",
                 "install the system-call filter",
             ]
         );
-        assert!(plan.steps().contains(&Step::RegisterHandler { source: 5, handler: 0 }));
+        assert!(plan.steps().contains(&Step::RegisterHandler { source: 6, handler: 0 }));
         let attributes = Attributes::default();
-        assert!(plan.steps().contains(&Step::ProcessLimits { processes: Some(164), attributes }));
+        let limits = Step::ProcessLimits { processes: Some(164), file_bytes: None, attributes };
+        assert!(plan.steps().contains(&limits));
     }
 }

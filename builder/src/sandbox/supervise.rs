@@ -17,6 +17,7 @@ use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
 use super::cgroup::Cgroup;
+use super::disk::Disk;
 use super::error::SandboxError;
 use super::outcome::{Isolation, Limit, LimitsBy, Observation, Outcome, Status};
 use super::plan::Limits;
@@ -39,6 +40,7 @@ pub(super) struct Supervision<'a> {
     /// Numbers of signals that srp got and that are the sandbox's to answer.
     pub(super) signals: Option<BorrowedFd<'a>>,
     pub(super) cgroup: Option<Cgroup>,
+    pub(super) disk: Option<Disk>,
     pub(super) start: Instant,
 }
 
@@ -51,7 +53,7 @@ pub(super) fn supervise(
     log: &mut dyn Write,
     cancel: &CancelToken,
 ) -> Result<Outcome, SandboxError> {
-    let mut state = State::new(&supervision);
+    let mut state = State::new(&mut supervision);
     let watched = state.watch_over(&mut supervision, log, cancel);
     let ended = watched.is_ok();
     if let Err(error) = watched {
@@ -74,6 +76,7 @@ struct State<'a> {
     start: Instant,
     process: Option<OwnedFd>,
     watch: Option<Watch>,
+    disk: Option<Disk>,
     isolation: Isolation,
     /// The command's own end, from init.
     ended: Option<i32>,
@@ -114,7 +117,7 @@ enum Doom {
 }
 
 impl<'a> State<'a> {
-    fn new(supervision: &Supervision<'a>) -> Self {
+    fn new(supervision: &mut Supervision<'a>) -> Self {
         let limits_by = match supervision.cgroup {
             Some(_) => LimitsBy::Cgroup,
             None => LimitsBy::Watchdog,
@@ -124,6 +127,7 @@ impl<'a> State<'a> {
             start: supervision.start,
             process: None,
             watch: None,
+            disk: supervision.disk.take(),
             isolation: Isolation { limits_by, idmapped: false, own_binfmt: false },
             ended: None,
             observation: None,
@@ -368,6 +372,14 @@ impl<'a> State<'a> {
         self.peak_memory_bytes = self.peak_memory_bytes.max(used);
         if self.limits.processes.is_some_and(|limit| usage.tasks > limit) {
             self.doom(Doom::Limit(Limit::Processes));
+        }
+        match self.disk.as_mut().map(|disk| disk.is_exceeded(now)).transpose() {
+            Ok(Some(true)) => self.doom(Doom::Limit(Limit::Disk)),
+            Ok(_) => {}
+            Err(source) => {
+                let action = "look at the sandbox's directories";
+                return self.fail(SandboxError::System { action, source });
+            }
         }
         let cost = now.elapsed();
         self.next_look = match used > limit / 2 {

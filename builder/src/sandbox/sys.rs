@@ -74,6 +74,16 @@ pub(super) fn clone_mount(dir: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd> {
     unsafe { new_fd(libc::syscall(libc::SYS_open_tree, dir.as_raw_fd(), path.as_ptr(), flags)) }
 }
 
+/// `open_tree`: a detached copy of the mount that `root` is the root of and of all that is mounted in
+/// it. It is unmounted when the descriptor is closed.
+pub(super) fn clone_mount_tree(root: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = libc::OPEN_TREE_CLONE
+        | libc::OPEN_TREE_CLOEXEC
+        | (libc::AT_EMPTY_PATH | libc::AT_RECURSIVE) as libc::c_uint;
+    // SAFETY: the descriptor is open and the path is a C string; the result is a new descriptor.
+    unsafe { new_fd(libc::syscall(libc::SYS_open_tree, root.as_raw_fd(), c"".as_ptr(), flags)) }
+}
+
 /// `open_tree` of a path of the host, links followed.
 pub(super) fn clone_mount_at(path: &CStr) -> Result<OwnedFd> {
     let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;

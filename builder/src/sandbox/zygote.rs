@@ -17,13 +17,14 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::stat::Mode;
-use nix::unistd::{Pid, getegid, geteuid, pipe2, setgroups};
+use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::unistd::{Gid, Pid, Uid, fchown, getegid, geteuid, pipe2, setgroups};
 
 use super::apply::prepare_source;
 use super::features;
 use super::inherited::{normalise_process, raise_hard_limits};
 use super::init::{self, Inheritance};
+use super::plan::Stdio;
 use super::sys::{self, Cloned};
 use super::wire::{self, Failure, Job, Report, Request, tell};
 
@@ -178,6 +179,16 @@ impl Zygote {
         };
         let mut sources = Vec::new();
         if self.identity == Identity::Root {
+            // A user's build may open its log anew (`/dev/stderr`), so may root's. All but pipes
+            // and a terminal made for this sandbox may be the host's: /dev/null holds a place.
+            for stream in &stdio {
+                let hand_over = "hand over standard input and output";
+                let kind = SFlag::from_bits_truncate(fstat(stream).map_err(at(hand_over))?.st_mode);
+                if kind & SFlag::S_IFMT == SFlag::S_IFIFO || plan.stdio == Stdio::Terminal {
+                    fchown(stream, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+                        .map_err(at(hand_over))?;
+                }
+            }
             let map = self.map_of(slot, uid).map_err(at("map root's files to the build's user"))?;
             for (number, path) in plan.sources().enumerate() {
                 let writable = plan.is_writable_source(number);

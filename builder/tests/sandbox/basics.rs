@@ -23,7 +23,7 @@ pub(crate) const TESTS: &[Test] = tests![
     files_can_be_bound,
     many_layers_are_composed,
     a_plan_without_layers_is_a_skeleton,
-    terminals_are_for_shells,
+    terminals_are_the_sandboxes_own,
     foreign_programs_run_by_their_handler_only,
     errors_name_the_step,
     one_launcher_serves_many_threads,
@@ -177,11 +177,15 @@ fn a_plan_without_layers_is_a_skeleton() {
     assert_eq!(fixture.run(&plan).unwrap().1, "bin\ndev\nproc\nsrp\ntmp\nusr\n");
 }
 
-fn terminals_are_for_shells() {
+fn terminals_are_the_sandboxes_own() {
+    const DEVICES: &str =
+        "fd\nfull\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n";
     let fixture = Fixture::new();
     let script = "ls /dev; cat";
-    let log = fixture.sh(script);
-    assert_eq!(log, "fd\nfull\nnull\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n");
+    assert_eq!(fixture.sh(script), DEVICES);
+    // What others have is not there; what it opens is.
+    let opens = "ls /dev/pts; exec 5<>/dev/ptmx; ls /dev/pts; ! test -t 0; test -c /dev/pts/0";
+    assert_eq!(fixture.sh(opens), "ptmx\n0\nptmx\n");
     let mut plan = fixture.plan(script);
     plan.stdio = Stdio::Relayed;
     let file = fixture.directory.join("plan.json");
@@ -196,10 +200,7 @@ fn terminals_are_for_shells() {
         .unwrap();
     std::io::Write::write_all(&mut srp.stdin.take().unwrap(), b"typed\n").unwrap();
     let output = srp.wait_with_output().unwrap().stdout;
-    assert_eq!(
-        String::from_utf8(output).unwrap(),
-        "fd\nfull\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\ntyped\n"
-    );
+    assert_eq!(String::from_utf8(output).unwrap(), format!("{DEVICES}typed\n"));
 }
 
 fn foreign_programs_run_by_their_handler_only() {

@@ -17,6 +17,7 @@ use super::processes::{eventually, processes_with};
 
 pub(crate) const TESTS: &[Test] = tests![
     nothing_of_the_host_is_mounted,
+    outputs_stay_where_they_are,
     init_cannot_be_touched,
     tools_of_escape_fail,
     system_calls_are_refused,
@@ -30,23 +31,47 @@ pub(crate) const TESTS: &[Test] = tests![
     killing_the_launcher_kills_the_build,
 ];
 
+/// Nor is anything listed as mounted: a table of mounts says where the store is and on what, and
+/// numbers what the kernel numbers as it goes.
 fn nothing_of_the_host_is_mounted() {
     let fixture = Fixture::new();
-    let places = fixture.sh("cut -d' ' -f2 /proc/mounts | grep -v '^/proc/' | sort");
-    assert_eq!(
-        places,
-        "/\n/dev\n/dev/full\n/dev/null\n/dev/random\n/dev/shm\n/dev/tty\n/dev/urandom\n/dev/zero\n\
-         /proc\n/srp/build\n/srp/out\n/tmp\n"
-    );
+    let tables = "/proc/mounts /proc/self/mounts /proc/self/mountinfo /proc/self/mountstats \
+                  /proc/1/mounts /proc/1/mountinfo /proc/$$/task/$$/mountinfo";
+    assert_eq!(fixture.sh(&format!("cat {tables}")), "");
     assert_eq!(fixture.sh("ls -A /"), "bin\ndev\nproc\nsrp\ntmp\nusr\n");
     assert_eq!(fixture.sh("ls -A /../../.."), "bin\ndev\nproc\nsrp\ntmp\nusr\n");
     fixture.sh("test $(stat -c %d:%i /) = $(stat -c %d:%i /..)");
-    // No path of the host in what a build can read about its mounts.
+    // Names of what is there are those inside.
+    assert_eq!(
+        fixture.sh(
+            "cd /usr/share; pwd -P; readlink /proc/$$/root; readlink /proc/$$/cwd; cd /tmp; pwd -P"
+        ),
+        "/usr/share\n/\n/usr/share\n/tmp\n"
+    );
     let host = fixture.directory.to_str().unwrap().to_owned();
-    let mounts = fixture.sh("cat /proc/self/mountinfo");
-    for line in mounts.lines().filter(|line| !line.contains(" /srp/") && !line.contains(" /tmp ")) {
-        assert!(!line.contains(&host), "{line}");
+    let told = fixture.sh("cat /proc/self/maps; ls -l /proc/self/fd /proc/self/exe /proc/self/ns");
+    assert!(!told.contains(&host), "{told}");
+}
+
+/// `$out` is a mount, and what it lies in can't be written to: nothing can take its place.
+fn outputs_stay_where_they_are() {
+    let fixture = Fixture::new();
+    for attempt in [
+        "rmdir /srp/out/out",
+        "mv /srp/out/out /srp/out/other",
+        "ln -s / /srp/out/other",
+        "mkdir /srp/out/other",
+        "rmdir /srp/out/out && ln -s /tmp /srp/out/out",
+        "touch /srp/out/x",
+        "chmod 0 /srp/out",
+        "touch -d 2001-01-01 /srp/out",
+        "mv /srp/out /srp/elsewhere",
+        "rmdir /srp/build",
+    ] {
+        fixture.sh(&format!("! {{ {attempt}; }} 2>/dev/null"));
     }
+    fixture.sh("touch /srp/out/out/x; test -O /srp/out/out");
+    assert!(fixture.directory.join("out/out/x").is_file());
 }
 
 fn init_cannot_be_touched() {
@@ -57,6 +82,12 @@ fn init_cannot_be_touched() {
          done");
     fixture.sh("kill -KILL 1; kill -TERM 1; kill -STOP 1; sleep 0.1; true");
     fixture.sh("! echo 1000 > /proc/1/oom_score_adj 2>/dev/null");
+    // Nor may a build change what of its own is for the machine to say: which process the kernel
+    // kills first, and what its core handler gets.
+    fixture.sh("for it in oom_score_adj coredump_filter comm timerslack_ns clear_refs mem; do \
+           if echo 0 > /proc/self/$it; then echo wrote $it; exit 1; fi; \
+         done 2>/dev/null; test $(cat /proc/self/oom_score_adj) = 500");
+    fixture.sh("echo written > /dev/stdout; echo written > /proc/self/fd/1");
 }
 
 fn tools_of_escape_fail() {
@@ -149,6 +180,32 @@ fn system_calls_are_refused() {
         ("READ_IMPLIES_EXEC", (135, [0x40_0000, 0, 0, 0, 0, 0]), libc::EPERM),
         ("a set-uid file", (257, [-100, DATA, 0o101, 0o4755, 0, 0]), libc::EPERM),
         ("a set-uid file by creat", (85, [DATA, 0o4755, 0, 0, 0, 0]), libc::EPERM),
+        ("limits of init", (302, [1, 7, DATA, 0, 0, 0]), libc::EPERM),
+        ("init's limits, asked for", (302, [1, 7, 0, DATA, 0, 0]), libc::EPERM),
+        ("its own limits", (302, [0, 7, 0, DATA, 0, 0]), 0),
+        ("the priority of init", (141, [0, 1, 19, 0, 0, 0]), libc::EPERM),
+        ("the priority of all of a user", (141, [2, 0, 19, 0, 0, 0]), libc::EPERM),
+        ("its own priority", (141, [0, 0, 19, 0, 0, 0]), 0),
+        ("the disk priority of init", (251, [1, 1, 3 << 13, 0, 0, 0]), libc::EPERM),
+        ("the disk priority of all of a user", (251, [3, 1000, 3 << 13, 0, 0, 0]), libc::EPERM),
+        ("its own disk priority", (251, [1, 0, 3 << 13, 0, 0, 0]), 0),
+        ("the processors of init", (203, [1, 8, DATA, 0, 0, 0]), libc::EPERM),
+        ("how init is scheduled", (144, [1, 3, DATA + 16, 0, 0, 0]), libc::EPERM),
+        ("how init is scheduled, otherwise", (314, [1, DATA, 0, 0, 0, 0]), libc::EPERM),
+        ("how it is scheduled itself", (144, [0, 3, DATA + 16, 0, 0, 0]), 0),
+        ("a lease", (72, [0, 1024, 0, 0, 0, 0]), libc::EINVAL),
+        ("signals about a directory", (72, [0, 1026, 1, 0, 0, 0]), libc::EINVAL),
+        ("an owner by path", (92, [DATA, 0, -1, 0, 0, 0]), libc::EPERM),
+        ("a group by path", (92, [DATA, -1, 5, 0, 0, 0]), libc::EPERM),
+        ("an owner by descriptor", (93, [0, 0, 0, 0, 0, 0]), libc::EPERM),
+        ("an owner of a link", (94, [DATA, 1001, -1, 0, 0, 0]), libc::EPERM),
+        ("an owner beneath", (260, [-100, DATA, 0, 0, 0, 0]), libc::EPERM),
+        ("another user", (105, [0; 6]), libc::EPERM),
+        ("another group", (106, [5, 0, 0, 0, 0, 0]), libc::EPERM),
+        ("other users", (117, [1000, 1000, 0, 0, 0, 0]), libc::EPERM),
+        ("other groups", (119, [-1, 0, -1, 0, 0, 0]), libc::EPERM),
+        ("more groups", (116, [1, DATA, 0, 0, 0, 0]), libc::EPERM),
+        ("its own user", (117, [1000, -1, 1000, 0, 0, 0]), 0),
         ("an extended attribute", (188, [DATA, DATA, DATA, 1, 0, 0]), libc::EOPNOTSUPP),
         ("a plain file", (257, [-100, DATA, 0o101, 0o755, 0, 0]), 0),
         ("chroot", (161, [DATA, 0, 0, 0, 0, 0]), libc::EPERM),
@@ -157,7 +214,7 @@ fn system_calls_are_refused() {
     for (name, call, errno) in cases {
         let program = fixture.directory.join("build/program");
         let _ = fs::remove_file(&program);
-        write_program(&program, &[*call], b"file\0", Entry::Native);
+        write_program(&program, &[*call], b"file\0", Entry::Native); // the rest is zeros
         let mut plan = fixture.plan("");
         plan.command = vec!["/srp/build/program".into()];
         let (outcome, _) = fixture.run(&plan).unwrap();
@@ -243,7 +300,7 @@ fn layers_cannot_redirect_mounts() {
 fn links_cannot_leave() {
     let fixture = Fixture::new();
     fixture.sh("! ln /usr/bin/busybox /srp/build/x 2>/dev/null");
-    fixture.sh("touch /srp/build/a; ! ln /srp/build/a /srp/out/a 2>/dev/null");
+    fixture.sh("touch /srp/build/a; ! ln /srp/build/a /srp/out/out/a 2>/dev/null");
     fixture.sh("ln -s /etc/passwd /srp/build/p; ! cat /srp/build/p 2>/dev/null");
     fixture.sh("ln -s /proc/1/root/etc/passwd /srp/build/q; ! cat /srp/build/q 2>/dev/null");
     fixture.sh("! cat /proc/self/root/etc/passwd 2>/dev/null");

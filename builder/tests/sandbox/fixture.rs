@@ -10,6 +10,7 @@ use srp_builder::CancelToken;
 use srp_builder::sandbox::{
     Bind, Launcher, Outcome, SandboxError, SandboxPlan, SkeletonEntry, Status,
 };
+use srp_store::TREE_TIME_SECONDS;
 use tempfile::TempDir;
 
 use super::seed;
@@ -56,7 +57,7 @@ impl Fixture {
         fixture
     }
 
-    /// Times 1; of store objects also modes 0555 and 0444, as the store has them.
+    /// The store's time; of store objects also modes 0555 and 0444, as the store has them.
     pub(crate) fn normalise(&self, name: &str, object: bool) {
         normalise(&self.directory.join(name), object);
     }
@@ -67,7 +68,9 @@ impl Fixture {
         plan.layers = vec![self.directory.join("other"), self.directory.join("busybox")];
         plan.skeleton =
             vec![SkeletonEntry::Symlink { path: "/bin".into(), target: "usr/bin".into() }];
-        for (name, target) in [("build", "/srp/build"), ("out", "/srp/out"), ("tmp", "/tmp")] {
+        for (name, target) in
+            [("build", "/srp/build"), ("out/out", "/srp/out/out"), ("tmp", "/tmp")]
+        {
             plan.binds.push(Bind {
                 source: self.directory.join(name),
                 target: target.to_owned(),
@@ -156,13 +159,14 @@ fn normalise(path: &Path, object: bool) {
         }
     }
     if kind.is_symlink() {
-        let one = nix::sys::time::TimeSpec::new(1, 0);
+        let time = nix::sys::time::TimeSpec::new(TREE_TIME_SECONDS, 0);
         let no_follow = nix::sys::stat::UtimensatFlags::NoFollowSymlink;
-        nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, path, &one, &one, no_follow).unwrap();
+        nix::sys::stat::utimensat(nix::fcntl::AT_FDCWD, path, &time, &time, no_follow).unwrap();
         return;
     }
     let file = fs::File::open(path).unwrap();
-    file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1)).unwrap();
+    let time = Duration::from_secs(TREE_TIME_SECONDS.try_into().unwrap());
+    file.set_modified(SystemTime::UNIX_EPOCH + time).unwrap();
     let mode = match kind.is_dir() || kind.permissions().mode() & 0o100 != 0 {
         _ if !object => 0o755,
         true => 0o555,

@@ -7,6 +7,7 @@ use srp_builder::sandbox::{Limit, LimitsBy, Processors, SandboxPlan, Status};
 
 use super::fixture::Fixture;
 use super::harness::{Test, tests};
+use super::machine_code::{Call, Entry, write_program};
 use super::processes::{eventually, processes_with};
 
 pub(crate) const TESTS: &[Test] = tests![
@@ -18,6 +19,9 @@ pub(crate) const TESTS: &[Test] = tests![
     silence_is_limited,
     closing_the_log_is_no_way_around_silence,
     logs_are_limited,
+    files_are_limited,
+    disks_are_limited,
+    what_is_the_machines_is_limited,
     cancelling_kills,
     cancelling_before_the_start_counts,
     peaks_are_recorded,
@@ -180,4 +184,58 @@ fn processors_are_shared_out() {
     }
     assert_eq!(allowed(1, all), lists[0], "after the last comes the first");
     allowed(all, all - 1);
+}
+
+fn files_are_limited() {
+    let fixture = Fixture::new();
+    let mut plan = fixture.plan("trap '' XFSZ; truncate -s 2M /srp/build/long");
+    plan.limits.file_bytes = Some(MIB);
+    let (outcome, log) = fixture.run(&plan).unwrap();
+    assert_eq!(outcome.status, Status::Exited(1));
+    assert!(log.contains("File too large"), "{log}");
+    plan.command[2] = "ulimit -f unlimited; truncate -s 2M /srp/build/long".into();
+    assert_ne!(status_of(&fixture, &plan), Status::Exited(0), "it can't be raised");
+    plan.command[2] = "truncate -s 512k /srp/build/long".into();
+    assert_eq!(status_of(&fixture, &plan), Status::Exited(0));
+}
+
+fn disks_are_limited() {
+    const WRITE: &str = "dd if=/dev/zero of=/srp/build/d/large bs=1M count=256";
+    let fixture = Fixture::new();
+    let mut plan = fixture.plan(&format!("mkdir /srp/build/d; {WRITE}; sleep 60"));
+    plan.limits.disk_bytes = Some(32 * MIB);
+    assert_eq!(status_of(&fixture, &plan), Status::LimitExceeded(Limit::Disk));
+    // What can't be looked into is not let off.
+    let fixture = Fixture::new();
+    let mut plan =
+        fixture.plan(&format!("mkdir /srp/build/d; {WRITE}; chmod 0 /srp/build/d; sleep 60"));
+    plan.limits.disk_bytes = Some(32 * MIB);
+    assert_eq!(status_of(&fixture, &plan), Status::LimitExceeded(Limit::Disk));
+    let fixture = Fixture::new();
+    let mut plan = fixture.plan("truncate -s 256M /srp/build/sparse; sleep 2");
+    plan.limits.disk_bytes = Some(32 * MIB);
+    assert_eq!(status_of(&fixture, &plan), Status::Exited(0), "holes take no disk");
+}
+
+/// What the kernel counts for the machine or its user, and a sandbox could use up.
+fn what_is_the_machines_is_limited() {
+    let fixture = Fixture::new();
+    let all = "i=0; while [ $i -lt 70 ]; do \
+                 (exec 5<>/dev/ptmx && touch /tmp/$i; sleep 60) & i=$((i+1)); \
+               done 2>/dev/null; \
+               while [ $(ls /tmp | wc -l) -lt 64 ]; do sleep 0.1; done; sleep 0.5; ls /tmp | wc -l";
+    assert_eq!(fixture.sh(all), "64\n", "terminals");
+    if !cfg!(target_arch = "x86_64") {
+        super::skipped("system calls by machine code", "the code is x86_64's");
+        return;
+    }
+    let watch: Call = (294, [0; 6]);
+    for (count, errno) in [(16, 0), (17, nix::libc::EMFILE)] {
+        let fixture = Fixture::new();
+        let program = fixture.directory.join("build/program");
+        write_program(&program, &vec![watch; count], b"", Entry::Native);
+        let mut plan = fixture.plan("");
+        plan.command = vec!["/srp/build/program".into()];
+        assert_eq!(status_of(&fixture, &plan), Status::Exited(errno), "{count}");
+    }
 }

@@ -16,6 +16,7 @@ mod fixture;
 mod harness;
 mod limits;
 mod machine_code;
+mod neighbours;
 mod orders;
 #[path = "../../../tests/support/processes.rs"]
 mod processes;
@@ -34,6 +35,7 @@ const KINDS: &[Kind] = &[
     ("circumstances", circumstances::TESTS),
     ("escapes", escapes::TESTS),
     ("limits", limits::TESTS),
+    ("neighbours", neighbours::TESTS),
     ("orders", orders::TESTS),
     ("program", program::TESTS),
     ("views", views::TESTS),

@@ -27,7 +27,7 @@ use crate::name::OutputName;
 use crate::object::{Object, Reference, ReferenceKind};
 use crate::realisation::{Claim, Realisation, Route};
 use crate::store::{Access, Store};
-use crate::{ResolvedHash, StaticHash};
+use crate::{ResolvedHash, StaticHash, TREE_TIME_SECONDS};
 
 /// A machine: a store, and a directory around it.
 struct Machine {
@@ -181,13 +181,13 @@ fn odd_trees_come_out_as_they_went_in() {
     };
     assert_eq!(
         (mode("data"), mode("program"), mode("large2")),
-        ((0o444, 1), (0o555, 1), (0o555, 1))
+        ((0o444, TREE_TIME_SECONDS), (0o555, TREE_TIME_SECONDS), (0o555, TREE_TIME_SECONDS))
     );
     assert_eq!(
         (mode("odd"), mode("large"), mode("empty/file")),
-        ((0o555, 1), (0o444, 1), (0o444, 1))
+        ((0o555, TREE_TIME_SECONDS), (0o444, TREE_TIME_SECONDS), (0o444, TREE_TIME_SECONDS))
     );
-    assert_eq!(mode("odd/link").1, 1);
+    assert_eq!(mode("odd/link").1, TREE_TIME_SECONDS);
 }
 
 #[test]
