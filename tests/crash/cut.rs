@@ -42,6 +42,7 @@ pub(crate) enum Ended {
 }
 
 /// Runs `command`, killed before call number `at` (from 0); never, if there aren't so many.
+#[expect(clippy::zombie_processes, reason = "waitpid waits for it")]
 pub(crate) fn run(command: &Command, at: usize) -> Ended {
     let mut child = stopped(command);
     let leader = Pid::from_raw(child.id().try_into().unwrap());

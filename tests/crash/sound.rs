@@ -243,7 +243,8 @@ fn object(record: &[u8]) -> Option<(Object, Id)> {
         })
         .collect::<Option<Vec<Id>>>()?;
     for _ in 0..reader.integer()? {
-        (reader.text()?, reader.text()?);
+        reader.text()?;
+        reader.text()?;
     }
     let id = blake3::derive_key("srp object v1", bytes)[..20].try_into().ok()?;
     let whole = outer.0.is_empty() && reader.0.is_empty();
@@ -261,12 +262,17 @@ fn outputs(record: &[u8], kind: u8) -> Option<Outputs> {
     match kind {
         b's' => {
             for _ in 0..reader.integer()? {
-                (reader.take(32)?, reader.text()?, reader.take(20)?);
+                reader.take(32)?;
+                reader.text()?;
+                reader.take(20)?;
             }
         }
         _ => {
-            (reader.text()?, reader.text()?, reader.text()?);
-            (reader.integer()?, reader.integer()?);
+            reader.text()?;
+            reader.text()?;
+            reader.text()?;
+            reader.integer()?;
+            reader.integer()?;
         }
     }
     (outer.0.is_empty() && reader.0.is_empty()).then_some(outputs)
