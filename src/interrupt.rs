@@ -38,6 +38,11 @@ pub(crate) fn install() -> CommandResult<CancelToken> {
     Ok(token)
 }
 
+/// The token that signals cancel, once they are answered. Until then they end srp.
+pub(crate) fn token() -> Option<&'static CancelToken> {
+    TOKEN.get()
+}
+
 /// From here on Ctrl-C is for the program that has the terminal.
 pub(crate) fn lend_terminal() {
     LENT.store(true, Ordering::Release);

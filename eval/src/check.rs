@@ -177,17 +177,31 @@ pub(crate) fn urls(list: Option<Value<'_>>) -> Result<Vec<String>, Invalid> {
     if urls.is_empty() {
         return Err(Invalid::Empty { argument: "urls" });
     }
-    for url in &urls {
-        let place = ["https://", "http://", "mirror://"]
-            .into_iter()
-            .find_map(|scheme| url.strip_prefix(scheme))
-            .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
-        if !place || url.contains(|c: char| c.is_control() || c == ' ') {
-            return Err(Invalid::Url { url: url.clone() });
-        }
-    }
+    let urls = urls.iter().map(|text| url(text)).collect::<Result<Vec<_>, _>>()?;
     unique("urls", &urls)?;
     Ok(urls)
+}
+
+/// A place of a file, with its scheme in lower case.
+fn url(text: &str) -> Result<String, Invalid> {
+    let wrong = || Invalid::Url { url: text.to_owned() };
+    let (scheme, rest) = text.split_once("://").ok_or_else(wrong)?;
+    let scheme = scheme.to_ascii_lowercase();
+    if !["https", "http", "mirror"].contains(&scheme.as_str()) {
+        return Err(wrong());
+    }
+    if let Some(char) = rest.chars().find(|char| char.is_control() || char.is_whitespace()) {
+        let what = match char {
+            ' ' => "a space".to_owned(),
+            char => format!("the character {char:?}"),
+        };
+        let written = char.to_string().bytes().map(|byte| format!("%{byte:02X}")).collect();
+        return Err(Invalid::UrlCharacter { url: text.to_owned(), what, written });
+    }
+    if rest.is_empty() || rest.starts_with(['/', '?', '#']) {
+        return Err(Invalid::UrlHost { url: text.to_owned() });
+    }
+    Ok(format!("{scheme}://{rest}"))
 }
 
 fn unique<'t>(

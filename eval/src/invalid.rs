@@ -3,7 +3,7 @@
 //! The checks themselves are in [`crate::check`].
 
 use std::collections::BTreeSet;
-use std::fmt;
+use std::fmt::{self, Write};
 
 use srp_store::name::NameError;
 use srp_store::object::PermissionError;
@@ -49,6 +49,10 @@ pub(crate) enum Invalid {
     Glob { argument: &'static str, path: String },
     #[error("`urls`: {url:?} is not a place: https://, http:// or mirror:// is expected")]
     Url { url: String },
+    #[error("`urls`: {url:?} holds {what}, which has to be written {written} in a URL")]
+    UrlCharacter { url: String, what: String, written: String },
+    #[error("`urls`: {url:?} names no host")]
+    UrlHost { url: String },
     #[error("`unpack`: {text:?} is not an archive format: None, \"tar\" or \"deb\" is expected")]
     Unpack { text: String },
     #[error("`{argument}` is about unpacking, but `unpack` is None")]
@@ -73,6 +77,12 @@ pub(crate) enum Invalid {
     File(#[from] DefinitionsError),
     #[error("{what} is not JSON")]
     Json { what: String, source: serde_json::Error },
+    #[error("the value can't be JSON")]
+    JsonEncode { source: serde_json::Error },
+    #[error("the value is nested more than {limit} deep")]
+    JsonDepth { limit: usize },
+    #[error("the value is more than {} MiB as JSON", limit_bytes >> 20)]
+    JsonLength { limit_bytes: usize },
     #[error("{what} holds the number {number}, which is too large")]
     JsonNumber { what: String, number: serde_json::Number },
 }
@@ -94,11 +104,23 @@ impl Shown {
             kind => kind,
         };
         let article = if kind.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
-        let text = value.to_repr();
-        Shown(match text.chars().nth(60) {
-            None => format!("{article} {kind}: {text}"),
-            Some(_) => format!("{article} {kind}"),
+        // Not written to its end: that may be long, or deep.
+        let mut text = Shortly(String::new());
+        Shown(match write!(text, "{value}") {
+            Ok(()) => format!("{article} {kind}: {}", text.0),
+            Err(fmt::Error) => format!("{article} {kind}"),
         })
+    }
+}
+
+/// Takes a short text, and nothing of a longer one.
+struct Shortly(String);
+
+impl fmt::Write for Shortly {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        const MOST: usize = 60;
+        self.0.push_str(text);
+        if self.0.chars().nth(MOST).is_some() { Err(fmt::Error) } else { Ok(()) }
     }
 }
 

@@ -36,7 +36,7 @@ macro_rules! refused {
 
 refused! {
     keywords_and_types: [
-        "build(bogus = 1)" => "Found `bogus` extra named parameter(s) for call to derivation",
+        "build(bogus = 1)" => "build has no argument `bogus`",
         "build(version = 1)" => "Type of parameter `version` doesn't match, expected `str`, actual `int (repr: 1)`",
         "derivation(\"zlib\")" => "Missing named-only parameter `name`",
         "build(cores = \"2\")" => "Type of parameter `cores` doesn't match",
@@ -67,7 +67,7 @@ refused! {
         "source(urls = [])" => "`urls` is empty",
         "source(urls = \"https://a/b\")" => "`urls` is not a list but a string",
         "source(urls = [\"ftp://a/b\"])" => "`urls`: \"ftp://a/b\" is not a place: https://, http:// or mirror:// is expected",
-        "source(urls = [\"https:///b\"])" => "`urls`: \"https:///b\" is not a place",
+        "source(urls = [\"https:///b\"])" => "`urls`: \"https:///b\" names no host",
         "source(urls = [\"https://a/b\", \"https://a/b\"])" => "`urls`: \"https://a/b\" is there twice",
         "source(size = 0)" => "`size` is 0",
         "source(unpack = \"zip\")" => "`unpack`: \"zip\" is not an archive format: None, \"tar\" or \"deb\" is expected",
