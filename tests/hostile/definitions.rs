@@ -161,7 +161,8 @@ fn depth_ends_at_a_bound() {
 }
 
 fn time_ends_at_a_bound() {
-    const BOUND: &str = "the evaluation takes more than 10 s of processor time";
+    // Of processor time, or by the clock on a machine that has little of it left.
+    const BOUND: &str = "the evaluation takes more than ";
     const SETTING: &str = "hint: if the definitions need that long: seconds of [evaluation]";
     const STEPS: &str = "the evaluation takes more than 20000000 calls and rounds of loops";
     refused(&[
@@ -176,7 +177,7 @@ fn time_ends_at_a_bound() {
     place.write("home/.config/srp/config.toml", "[evaluation]\nseconds = 1\n");
     let start = Instant::now();
     let (run, _) = list(&place);
-    run.exited(1).says(&["the evaluation takes more than 1 s of processor time"]);
+    run.exited(1).says(&[BOUND, SETTING]);
     assert!(start.elapsed() < TIME / 4, "{:?}", start.elapsed());
 }
 

@@ -58,8 +58,8 @@ def style(on, configure = [], in_tree = (1, 2), *, before: str = \"\", **argumen
         passed_on,
         "//main.star:3:14: style has no argument `descriptoin`; did you mean `description`?"
     );
-    let builtin = error("fetch(nam = 1)").to_string();
-    assert!(builtin.contains("did you mean `name`?"), "{builtin}");
+    let builtin = error("fetch(name = \"n\", sha256 = \"\", urls = [], strips = 1)").to_string();
+    assert!(builtin.contains("did you mean `strip`?"), "{builtin}");
     let nothing_near = error("style(1, wholly_other = 1)").to_string();
     assert_eq!(nothing_near, "//main.star:3:14: style has no argument `wholly_other`");
 }
