@@ -297,7 +297,8 @@ impl Config {
 fn parse(text: &str, path: &Path) -> Result<File, ConfigError> {
     toml::from_str(text).map_err(|error| {
         let offset = error.span().map_or(0, |span| span.start.min(text.len()));
-        let begin = text[..text.floor_char_boundary(offset)].rfind('\n').map_or(0, |it| it + 1);
+        let before = &text.as_bytes()[..offset];
+        let begin = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |it| it + 1);
         let line = text[..begin].bytes().filter(|byte| *byte == b'\n').count() + 1;
         let message = match text[begin..].lines().next().and_then(valueless) {
             Some(key) => format!("the value of `{key}` is missing"),

@@ -262,7 +262,7 @@ fn encode_json(value: Value<'_>) -> starlark::Result<String> {
         return Err(Invalid::JsonLength { limit_bytes: BoundedJson::BYTES }.into());
     }
     written.map_err(|source| Invalid::JsonEncode { source })?;
-    Ok(String::from_utf8(json.bytes).map_err(Error::new_native)?)
+    String::from_utf8(json.bytes).map_err(Error::new_native)
 }
 
 /// Collects JSON and refuses to go on where it is nested too deeply or too long.

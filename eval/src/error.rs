@@ -190,7 +190,11 @@ fn shortened(mut message: String) -> String {
     const MOST_BYTES: usize = 8 << 10;
     if message.len() > MOST_BYTES {
         let length = message.len();
-        message.truncate(message.floor_char_boundary(MOST_BYTES));
+        let mut end = MOST_BYTES;
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        message.truncate(end);
         let _ = write!(message, "… ({length} bytes in all)");
     }
     message

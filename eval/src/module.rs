@@ -171,11 +171,14 @@ impl<'s> Modules<'s> {
     }
 }
 
+/// What is called before a statement.
+type Statement<'s> = dyn Fn(FileSpanRef<'_>, bool, &mut Evaluator<'_, '_, '_>) + 's;
+
 /// What an evaluator asks and tells the session that it works for.
 pub(crate) struct Hooks<'s> {
     session: &'s Session,
     /// Called before each statement.
-    statement: Box<dyn Fn(FileSpanRef<'_>, bool, &mut Evaluator<'_, '_, '_>) + 's>,
+    statement: Box<Statement<'s>>,
 }
 
 impl<'s> Hooks<'s> {
@@ -221,7 +224,7 @@ impl<'s> Hooks<'s> {
 
 impl PrintHandler for Hooks<'_> {
     fn println(&self, text: &str) -> starlark::Result<()> {
-        Ok(self.session.print(text).map_err(Error::new_value)?)
+        self.session.print(text).map_err(Error::new_value)
     }
 }
 
