@@ -19,6 +19,7 @@ mod closure;
 mod config;
 mod context;
 mod diffoscope;
+mod display;
 mod doctor;
 mod error;
 mod export;
@@ -67,9 +68,16 @@ fn main() -> std::process::ExitCode {
         Some(argument) if argument == "__evaluate" => srp_eval::worker_main(),
         _ => {}
     }
+    srp_builder::sandbox::normalise_process();
     let CommandLine { options, command } = CommandLine::parse();
     let options = options.or_of(&|name| std::env::var_os(name));
     let style = Style::new(options.color, std::env::var_os("NO_COLOR").is_some());
+    let print_panic = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !srp_store::is_index_panic() {
+            print_panic(panic);
+        }
+    }));
     // A panic has printed its message already.
     let result = std::panic::catch_unwind(|| run(options, &command));
     let code = match result {

@@ -146,7 +146,7 @@ fn write_rootfs(
     let composition = store.compose_object(&object, ReferenceKind::RUN)?;
     // A signal then lets it be finished: that takes a moment, and nothing half-written stays.
     let cancel = interrupt::install()?;
-    let written = composition.materialise(&directory)?;
+    let written = composition.materialise(&directory, !context.config.unsynced)?;
     if cancel.is_cancelled() {
         let message = format!("interrupted when {} had been written", directory.display());
         return Err(CommandError::new(ExitCode::Interrupted, message));

@@ -258,7 +258,7 @@ fn copy_hashed(
 /// Reads to the end, hashing and handing on what was read.
 ///
 /// Big files are hashed by several threads at a time; small ones, which are most, by one read.
-fn hash(
+pub(crate) fn hash(
     file: &mut File,
     length: u64,
     also: &mut dyn FnMut(&[u8]) -> std::io::Result<()>,

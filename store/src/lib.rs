@@ -26,11 +26,13 @@ pub mod ingest;
 mod lock;
 pub mod manifest;
 mod materialise;
+mod presence;
 mod roots;
+pub mod staged;
 mod store;
 
 pub use commit::Registration;
-pub use db::{History, Index, IndexError, Info};
+pub use db::{History, Index, IndexError, Info, is_index_panic};
 pub use derivation::{
     Action, Advice, Build, Derivation, Fetch, Format, Input, InputKey, Role, Stage,
 };

@@ -4,14 +4,12 @@
 //! Files are copied (reflinked where the file system can), never linked: changing a root
 //! filesystem can't hurt the store, and a file's link count says nothing of who else uses it.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::time::TimeSpec;
 use rayon::prelude::*;
@@ -20,9 +18,9 @@ use crate::compose::{Composition, Node, SYSROOT, Source};
 use crate::derivation::Role;
 use crate::digest::{Digest, ObjectId};
 use crate::error::{IoContext, StoreError};
-use crate::files;
 use crate::manifest::Manifest;
 use crate::object::{Object, ReferenceKind};
+use crate::staged::StagedDirectory;
 use crate::store::Store;
 use crate::tree::Entry;
 
@@ -152,6 +150,8 @@ impl Store {
         composition.write(&staged, Style::Frozen)?;
         // It is trusted by its name from now on.
         self.committer.sync()?;
+        let directory = self.directory("composed");
+        fs::create_dir_all(&directory).at("create", &directory)?;
         match fs::rename(&staged, &path) {
             Ok(()) => {
                 fs::set_permissions(&path, fs::Permissions::from_mode(0o555))
@@ -192,26 +192,27 @@ impl Composition {
 
     /// Writes the composition as a root filesystem to `directory`, which must be empty or not be.
     ///
-    /// It appears whole or not at all: it is written beside `directory` and renamed.
-    pub fn materialise(mut self, directory: &Path) -> Result<Materialised, StoreError> {
+    /// It appears whole or not at all: it is written beside `directory`, synced if `synced` says so
+    /// (else a power cut may leave it without contents), and renamed.
+    pub fn materialise(
+        mut self,
+        directory: &Path,
+        synced: bool,
+    ) -> Result<Materialised, StoreError> {
         check_empty(directory)?;
         self.add_base_layout();
-        let staging = Staging::beside(directory)?;
-        let staged = &staging.path;
-        let written = self.write(staged, Style::Rootfs).and_then(|size_bytes| {
-            let unapplied_permissions = self.apply_permissions(staged)?;
-            for path in STICKY {
-                let path = staged.join(path);
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o1777))
-                    .at("change", &path)?;
-            }
-            fs::rename(staged, directory).at("rename to", directory)?;
-            Ok(Materialised { digest: self.digest(), size_bytes, unapplied_permissions })
-        });
-        if written.is_err() {
-            files::remove_tree(staged)?;
+        let staging = StagedDirectory::beside(directory).at("write beside", directory)?;
+        let staged = staging.path();
+        let size_bytes = self.write(staged, Style::Rootfs)?;
+        let unapplied_permissions = self.apply_permissions(staged)?;
+        for path in STICKY {
+            let path = staged.join(path);
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o1777)).at("change", &path)?;
         }
-        written
+        let placed =
+            if synced { staging.place_synced(directory) } else { staging.place(directory) };
+        placed.at("rename to", directory)?;
+        Ok(Materialised { digest: self.digest(), size_bytes, unapplied_permissions })
     }
 
     /// Writes the composition to the empty directory `to`.
@@ -314,54 +315,6 @@ impl Composition {
             }
         }
         Ok(unapplied)
-    }
-}
-
-/// Where a root filesystem is written before it gets its name: `.<name>.srp-<pid>-<n>` beside it,
-/// locked for as long as its process lives.
-struct Staging {
-    path: PathBuf,
-    _held: Flock<File>,
-}
-
-impl Staging {
-    /// A new one for `directory`. Those that killed processes left of it are removed.
-    fn beside(directory: &Path) -> Result<Staging, StoreError> {
-        let parent = match directory.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let name = directory.file_name().unwrap_or_default();
-        let prefix = [b".", name.as_bytes(), b".srp-"].concat();
-        for entry in fs::read_dir(parent).at("list", parent)? {
-            let entry = entry.at("list", parent)?;
-            if entry.file_name().as_bytes().starts_with(&prefix)
-                && let Some(_held) = hold(&entry.path())?
-            {
-                files::remove_tree(&entry.path())?;
-            }
-        }
-        let mut name = std::ffi::OsStr::from_bytes(&prefix).to_owned();
-        name.push(files::temporary_name().trim_start_matches('.'));
-        let path = parent.join(name);
-        fs::create_dir(&path).at("create", &path)?;
-        // Nobody but who writes to the same directory at this moment could have been faster.
-        let busy = || std::io::Error::from(ErrorKind::ResourceBusy);
-        let _held = hold(&path)?.ok_or_else(busy).at("lock", &path)?;
-        Ok(Staging { path, _held })
-    }
-}
-
-/// Locks a directory; `None` if it is none, or if somebody has it locked.
-fn hold(directory: &Path) -> Result<Option<Flock<File>>, StoreError> {
-    let Ok(file) = files::open_plain(directory) else { return Ok(None) };
-    if !file.metadata().at("read", directory)?.is_dir() {
-        return Ok(None);
-    }
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(held) => Ok(Some(held)),
-        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
-        Err((_, error)) => Err(error).at("lock", directory),
     }
 }
 

@@ -65,24 +65,6 @@ def style(on, configure = [], in_tree = (1, 2), *, before: str = \"\", **argumen
 }
 
 #[test]
-fn what_is_wrong_with_a_url_is_said() {
-    for (url, said) in [
-        ("http://a.example/a b", "holds a space, which has to be written %20 in a URL"),
-        ("http://a.example/a\\tb", "holds the character '\\t', which has to be written %09"),
-        ("http://a.example/\\u00a0", "which has to be written %C2%A0"),
-        ("ftp://a.example/a", "is not a place: https://, http:// or mirror:// is expected"),
-        ("a.example/a", "is not a place: https://, http:// or mirror:// is expected"),
-        ("http:///a", "names no host"),
-        ("http://", "names no host"),
-    ] {
-        let (error, _) = message(&format!("source(urls = [\"{url}\"])"));
-        assert!(error.contains(said), "{url}: {error}");
-    }
-    let fetched = with_component("source(urls = [\"HTTP://a.example/A\"])").derivation("s.t");
-    assert_eq!(fetched.advice.urls, ["http://a.example/A"]);
-}
-
-#[test]
 fn a_long_message_is_cut() {
     let (error, rendered) = message("fail(100000 * \"ä\")");
     assert!(error.ends_with("… (200000 bytes in all)"), "{:.300}", error);
