@@ -178,6 +178,9 @@ pub(crate) fn launcher() -> Launcher {
 
 /// How sources are fetched: configuration and environment as plain values.
 pub(crate) fn fetcher_config(context: &Context) -> FetcherConfig {
+    for directory in context.config.sources.iter().filter(|directory| !directory.is_dir()) {
+        tracing::warn!("there is no sources directory {}", directory.display());
+    }
     let variable = |name: &str| crate::config::text(&|name| std::env::var_os(name), name);
     let defaults = FetcherConfig::default();
     FetcherConfig {

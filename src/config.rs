@@ -4,12 +4,15 @@
 //! directories; the libraries get plain values. The user's file wins over the machine's, key by
 //! key; the environment wins over both, and options win over everything.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt;
 use std::io::ErrorKind;
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::{self, Deserializer, Unexpected};
 use srp_builder::fetch::Mirrors;
 use srp_store::cache::PublicKey;
 
@@ -38,6 +41,8 @@ pub(crate) struct Config {
     pub(crate) caches: Vec<ConfiguredCache>,
     /// Whose signatures count.
     pub(crate) trust: Trust,
+    /// What one evaluation of definitions may take.
+    pub(crate) evaluation: Evaluation,
     /// Where the user's keys are; none if nothing says where home is.
     pub(crate) keys: Option<PathBuf>,
     /// Whether things are registered without waiting for the disk.
@@ -73,22 +78,32 @@ pub(crate) struct Trust {
     pub(crate) refuse_emulated: Option<bool>,
 }
 
+/// What one evaluation of definitions may take, where that is not as ever.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Evaluation {
+    pub(crate) memory_mib: Option<u64>,
+    /// Of processor time.
+    pub(crate) seconds: Option<u64>,
+}
+
 /// A configuration file as it is written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    jobs: Option<std::num::NonZeroUsize>,
-    cores: Option<std::num::NonZeroUsize>,
-    memory_mib: Option<std::num::NonZeroU64>,
-    disk_mib: Option<std::num::NonZeroU64>,
+    jobs: Option<Count>,
+    cores: Option<Count>,
+    memory_mib: Option<Count>,
+    disk_mib: Option<Count>,
     #[serde(default)]
     mirrors: BTreeMap<String, Urls>,
     #[serde(default)]
-    sources: Vec<PathBuf>,
+    sources: List<PathBuf>,
     #[serde(default)]
-    caches: Vec<ConfiguredCache>,
+    caches: List<ConfiguredCache>,
     #[serde(default)]
     trust: WrittenTrust,
+    #[serde(default)]
+    evaluation: WrittenEvaluation,
 }
 
 /// The table `[trust]` as it is written.
@@ -96,9 +111,74 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct WrittenTrust {
     #[serde(default)]
-    keys: BTreeSet<String>,
-    threshold: Option<std::num::NonZeroUsize>,
+    keys: List<String>,
+    threshold: Option<Count>,
     refuse_emulated: Option<bool>,
+}
+
+/// The table `[evaluation]` as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenEvaluation {
+    memory_mib: Option<Count>,
+    seconds: Option<Count>,
+}
+
+/// How many of something there are: one at least.
+#[derive(Clone, Copy, Debug)]
+struct Count(u32);
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Count, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Count;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number from 1, without quotes")
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Count, E> {
+                match u32::try_from(number) {
+                    Ok(number) if number > 0 => Ok(Count(number)),
+                    _ => Err(E::invalid_value(Unexpected::Signed(number), &self)),
+                }
+            }
+        }
+        from.deserialize_i64(Visitor)
+    }
+}
+
+/// A list, which is called that when there is something else.
+#[derive(Debug)]
+struct List<T>(Vec<T>);
+
+impl<T> Default for List<T> {
+    fn default() -> List<T> {
+        List(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for List<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<List<T>, D::Error> {
+        struct Visitor<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> de::Visitor<'de> for Visitor<T> {
+            type Value = List<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list, in square brackets")
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut from: A) -> Result<List<T>, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = from.next_element()? {
+                    items.push(item);
+                }
+                Ok(List(items))
+            }
+        }
+        from.deserialize_seq(Visitor(PhantomData))
+    }
 }
 
 /// One URL or several.
@@ -121,6 +201,19 @@ pub(crate) enum ConfigError {
     /// A key is none.
     #[error("{}: {text:?} of trust.keys: {source}", path.display())]
     Key { path: PathBuf, text: String, source: srp_store::cache::KeyError },
+    /// A binary cache is where nothing can be had from.
+    #[error(
+        "{}: a cache can't be at {url:?}: https://, http://, s3://, file:// or a directory is expected",
+        path.display()
+    )]
+    CacheUrl { path: PathBuf, url: String },
+    /// An evaluation couldn't even begin.
+    #[error(
+        "{}: memory_mib of [evaluation] is {mib}, and has to be {} at least",
+        path.display(),
+        srp_eval::Limits::LEAST_MEMORY_MIB
+    )]
+    EvaluationMemory { path: PathBuf, mib: u64 },
     /// The variable has another value than those it can have.
     #[error("SRP_SYNC is {value:?}, and can be `on` or `off`")]
     Sync { value: OsString },
@@ -160,10 +253,18 @@ impl Config {
 
     /// Takes over what is not said yet.
     fn add(&mut self, file: File, path: &Path) -> Result<(), ConfigError> {
-        self.jobs = self.jobs.or(file.jobs.map(usize::from));
-        self.cores = self.cores.or(file.cores.map(usize::from));
-        self.memory_mib = self.memory_mib.or(file.memory_mib.map(u64::from));
-        self.disk_mib = self.disk_mib.or(file.disk_mib.map(u64::from));
+        let count = |count: Option<Count>| count.map(|Count(number)| u64::from(number));
+        let size = |count: Option<Count>| count.and_then(|Count(number)| number.try_into().ok());
+        self.jobs = self.jobs.or(size(file.jobs));
+        self.cores = self.cores.or(size(file.cores));
+        self.memory_mib = self.memory_mib.or(count(file.memory_mib));
+        self.disk_mib = self.disk_mib.or(count(file.disk_mib));
+        let evaluation = count(file.evaluation.memory_mib);
+        if let Some(mib) = evaluation.filter(|mib| *mib < srp_eval::Limits::LEAST_MEMORY_MIB) {
+            return Err(ConfigError::EvaluationMemory { path: path.to_owned(), mib });
+        }
+        self.evaluation.memory_mib = self.evaluation.memory_mib.or(evaluation);
+        self.evaluation.seconds = self.evaluation.seconds.or(count(file.evaluation.seconds));
         for (name, urls) in file.mirrors {
             let urls = match urls {
                 Urls::One(url) => vec![url],
@@ -173,21 +274,25 @@ impl Config {
         }
         // A relative directory lies beside the file that names it.
         let directory = path.parent().unwrap_or(Path::new("/"));
-        self.sources.extend(file.sources.iter().map(|source| directory.join(source)));
-        for mut cache in file.caches {
-            if !cache.url.contains("://") {
-                cache.url = directory.join(&cache.url).to_string_lossy().into_owned();
+        self.sources.extend(file.sources.0.iter().map(|source| directory.join(source)));
+        for mut cache in file.caches.0 {
+            match cache.url.split_once("://") {
+                Some(("https" | "http" | "s3" | "file", rest)) if !rest.is_empty() => {}
+                Some(_) => {
+                    return Err(ConfigError::CacheUrl { path: path.to_owned(), url: cache.url });
+                }
+                None => cache.url = directory.join(&cache.url).to_string_lossy().into_owned(),
             }
             self.caches.push(cache);
         }
-        for text in file.trust.keys {
+        for text in file.trust.keys.0 {
             let key = text.parse().map_err(|source| {
                 let (path, text) = (path.to_owned(), text.clone());
                 ConfigError::Key { path, text, source }
             })?;
             self.trust.keys.push(key);
         }
-        self.trust.threshold = self.trust.threshold.or(file.trust.threshold.map(usize::from));
+        self.trust.threshold = self.trust.threshold.or(size(file.trust.threshold));
         self.trust.refuse_emulated = self.trust.refuse_emulated.or(file.trust.refuse_emulated);
         Ok(())
     }
@@ -196,9 +301,22 @@ impl Config {
 fn parse(text: &str, path: &Path) -> Result<File, ConfigError> {
     toml::from_str(text).map_err(|error| {
         let offset = error.span().map_or(0, |span| span.start.min(text.len()));
-        let line = text.as_bytes()[..offset].iter().filter(|byte| **byte == b'\n').count() + 1;
-        ConfigError::Malformed { path: path.to_owned(), line, message: error.message().to_owned() }
+        let before = &text.as_bytes()[..offset];
+        let begin = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |it| it + 1);
+        let line = text[..begin].bytes().filter(|byte| *byte == b'\n').count() + 1;
+        let message = match text[begin..].lines().next().and_then(valueless) {
+            Some(key) => format!("the value of `{key}` is missing"),
+            None => error.message().to_owned(),
+        };
+        ConfigError::Malformed { path: path.to_owned(), line, message }
     })
+}
+
+/// The key of a line that ends after it.
+fn valueless(line: &str) -> Option<&str> {
+    let (key, value) = line.split_once('=')?;
+    let value = value.trim();
+    (value.is_empty() || value.starts_with('#')).then_some(key.trim())
 }
 
 /// Where the store is unless an option or `SRP_ROOT` says otherwise.
@@ -247,9 +365,15 @@ mod tests {
     fn unknown_keys_are_errors_with_file_and_line() {
         for (text, line, part) in [
             ("jobs = 2\njob = 3\n", 2, "unknown field `job`"),
-            ("\n\ncores = 0\n", 3, "nonzero"),
+            ("\n\ncores = 0\n", 3, "a whole number from 1, without quotes"),
+            ("jobs = \"4\"\n", 1, "a whole number from 1, without quotes"),
+            ("jobs = -1\n", 1, "a whole number from 1, without quotes"),
+            ("[trust]\nthreshold = 1.5\n", 2, "a whole number from 1, without quotes"),
             ("[mirrors]\ndebian = 5\n", 2, "a URL or an array of URLs"),
-            ("jobs =\n", 1, ""),
+            ("sources = \"/srv\"\n", 1, "a list, in square brackets"),
+            ("[trust]\nkeys = \"k:1\"\n", 2, "a list, in square brackets"),
+            ("jobs =\n", 1, "the value of `jobs` is missing"),
+            ("jobs = 1\ncores = # all\n", 2, "the value of `cores` is missing"),
         ] {
             let error = parse(text, Path::new("/etc/srp/config.toml")).expect_err("malformed");
             let text = error.to_string();
@@ -273,6 +397,33 @@ mod tests {
         assert_eq!(config.mirrors["gnu"], ["http://c.test", "http://d.test"]);
         let sources = ["/home/u/.config/srp/mine", "/srv/sources"].map(PathBuf::from);
         assert_eq!(config.sources, sources);
+    }
+
+    #[test]
+    fn what_nothing_can_be_had_from_is_no_cache() {
+        for (url, fine) in [
+            ("https://cache.test/srp", true),
+            ("s3://bucket", true),
+            ("file:///srv/cache", true),
+            ("caches/mine", true),
+            ("foo://bar", false),
+            ("https://", false),
+        ] {
+            let path = Path::new(MACHINE_FILE);
+            let file = parse(&format!("[[caches]]\nurl = '{url}'\n"), path).expect("valid");
+            let added = Config::default().add(file, path);
+            assert_eq!(added.is_ok(), fine, "{url}: {added:?}");
+        }
+    }
+
+    #[test]
+    fn an_evaluation_has_enough_memory_to_begin() {
+        let add = |text| {
+            Config::default().add(parse(text, Path::new("f")).expect("valid"), Path::new("f"))
+        };
+        assert!(add("[evaluation]\nmemory_mib = 512\nseconds = 1\n").is_ok());
+        let error = add("[evaluation]\nmemory_mib = 511\n").expect_err("too little").to_string();
+        assert_eq!(error, "f: memory_mib of [evaluation] is 511, and has to be 512 at least");
     }
 
     #[test]

@@ -5,13 +5,15 @@
 
 use std::path::PathBuf;
 
-use srp_eval::Definitions;
+use srp_eval::{Definitions, Evaluator, Limits};
 use srp_store::{Access, Store, StoreError};
 
 use crate::config::{self, Config};
 use crate::error::{CommandError, CommandResult, ExitCode};
 use crate::options::GlobalOptions;
 use crate::style::Style;
+use crate::terminal::say;
+use crate::visible::visible;
 
 /// The surroundings of a command.
 #[derive(Debug)]
@@ -100,7 +102,27 @@ impl Context {
             }
         };
         let definitions = Definitions::open(&root)?;
-        Ok(definitions.on_print(crate::terminal::say))
+        // It is foreign: no line of it can move the cursor, or be taken for srp's own.
+        let print = |text: &str| {
+            text.split('\n').for_each(|line| say(&format!("print: {}", visible(line))));
+        };
+        Ok(definitions.on_print(print))
+    }
+
+    /// What evaluates definitions: this program, once more.
+    pub(crate) fn evaluator(&self) -> Evaluator {
+        // Not by its path: that may lead to another version by now, or to nothing.
+        let evaluator = Evaluator::new("/proc/self/exe");
+        let mut limits = Limits::default();
+        if let Some(mib) = self.config.evaluation.memory_mib {
+            limits.memory_mib = mib;
+        }
+        if let Some(seconds) = self.config.evaluation.seconds {
+            let waiting = limits.seconds / limits.cpu_seconds;
+            limits.cpu_seconds = seconds;
+            limits.seconds = seconds.saturating_mul(waiting);
+        }
+        evaluator.with_limits(limits)
     }
 
     /// The architecture of the machine that builds.

@@ -10,11 +10,12 @@ use std::io::Write as _;
 use srp_builder::audit::AuditError;
 use srp_builder::sandbox::SandboxError;
 use srp_builder::{FailureCause, RealiseError};
-use srp_eval::{DefinitionsError, EvalError};
+use srp_eval::{Bound, DefinitionsError, EvalError};
 use srp_store::StoreError;
 use srp_store::cache::{CacheError, ExportError, ImportError, KeyError, Severity};
 
 use crate::style::Style;
+use crate::visible::visible;
 
 /// The exit codes. A command that runs another program (`srp shell`) exits with that program's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,22 +262,51 @@ impl From<KeyError> for CommandError {
 
 impl From<EvalError> for CommandError {
     fn from(error: EvalError) -> CommandError {
-        let code = match &error {
-            EvalError::Crashed { .. } => ExitCode::Internal,
-            _ => ExitCode::User,
-        };
-        let unknown = matches!(
-            &error,
+        let (code, hint) = match &error {
+            EvalError::Cancelled => (ExitCode::Interrupted, None),
+            EvalError::Crashed { .. } | EvalError::Answer { .. } => (ExitCode::Internal, None),
+            EvalError::Process { .. } => (ExitCode::User, Some("is /proc mounted?")),
             EvalError::UnknownStage { .. }
-                | EvalError::UnknownTarget { .. }
-                | EvalError::UnknownComponent { .. }
-                | EvalError::NoTarget { .. }
-        );
-        let error = match &error {
-            EvalError::Thread { .. } => CommandError::chain(code, error),
-            _ => CommandError::new(code, error.rendered().trim_end()),
+            | EvalError::UnknownTarget { .. }
+            | EvalError::UnknownComponent { .. }
+            | EvalError::NoTarget { .. } => {
+                (ExitCode::User, Some("srp list shows every attribute"))
+            }
+            EvalError::Exhausted { bound, .. } => (ExitCode::User, bound_hint(bound)),
+            _ => (ExitCode::User, None),
         };
-        if unknown { error.hint("srp list shows every attribute") } else { error }
+        let error = match &error {
+            EvalError::Process { .. } | EvalError::Answer { .. } => {
+                CommandError::chain(code, error)
+            }
+            _ => CommandError::new(code, foreign(&error.rendered())),
+        };
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}
+
+/// Lines of which parts are foreign.
+fn foreign(text: &str) -> String {
+    let lines: Vec<String> = text.trim_end().split('\n').map(visible).collect();
+    lines.join("\n")
+}
+
+/// What a user could do about an evaluation that takes too much.
+fn bound_hint(bound: &Bound) -> Option<&'static str> {
+    match bound {
+        Bound::Memory { .. } => {
+            Some("if the definitions need that much: memory_mib of [evaluation] in config.toml")
+        }
+        Bound::CpuTime { .. } | Bound::Time { .. } => {
+            Some("if the definitions need that long: seconds of [evaluation] in config.toml")
+        }
+        Bound::Depth => {
+            Some("make the value flatter: a list of its parts instead of lists in lists")
+        }
+        Bound::Killed => None,
     }
 }
 

@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 
-use srp_builder::{Request, RunnerSpec};
+use srp_builder::sandbox::BinfmtHandler;
+use srp_builder::{CancelToken, Request, RunnerSpec};
 use srp_eval::{Cache, CachedGoal, Definitions, Evaluation, Runner};
 use srp_store::{Derivation, InputKey, StaticHash, Store};
 
 use crate::context::Context;
-use crate::error::CommandResult;
+use crate::error::{CommandError, CommandResult};
+use crate::interrupt;
 
 /// Attributes and what they stand for.
 pub(crate) struct Goals<'a> {
@@ -110,7 +112,10 @@ fn evaluate(
     definitions: &Definitions,
     attrs: &[String],
 ) -> CommandResult<Evaluation> {
-    let evaluation = srp_eval::evaluate(definitions, context.build_arch(), attrs)?;
+    let cancel = interrupt::token().map(CancelToken::descriptor);
+    let evaluation =
+        context.evaluator().evaluate(definitions, context.build_arch(), attrs, cancel)?;
+    check_runners(evaluation.runners.keys())?;
     if let Some(store) = store
         && let Err(error) = cache(store).store(context.build_arch(), &evaluation)
     {
@@ -118,6 +123,22 @@ fn evaluate(
         tracing::debug!(%error, "the evaluation is not remembered");
     }
     Ok(evaluation)
+}
+
+/// No sandbox could run programs of another architecture: that is known now, and not when everything
+/// else has been built.
+fn check_runners<'r>(archs: impl Iterator<Item = &'r String>) -> CommandResult {
+    for arch in archs {
+        if !BinfmtHandler::known().any(|known| known == arch) {
+            let known: Vec<&str> = BinfmtHandler::known().collect();
+            return Err(CommandError::user(format!(
+                "//main.star: `runners` has {arch:?}, whose programs no sandbox can run (known: {})",
+                known.join(", ")
+            ))
+            .hint("targets get their architecture's name as the kernel has it (uname -m)"));
+        }
+    }
+    Ok(())
 }
 
 fn cached_graph(attrs: &[String], cached: &[CachedGoal]) -> Option<Graph> {

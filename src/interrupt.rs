@@ -48,6 +48,11 @@ pub(crate) fn install() -> CommandResult<CancelToken> {
     Ok(token)
 }
 
+/// The token that signals cancel, once they are answered. Until then they end srp.
+pub(crate) fn token() -> Option<&'static CancelToken> {
+    TOKEN.get()
+}
+
 /// From here on a shell's program answers SIGINT and SIGQUIT, and what is about terminals: their
 /// numbers come on this descriptor.
 pub(crate) fn forward() -> CommandResult<OwnedFd> {

@@ -21,7 +21,8 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     let definitions = context.definitions()?;
-    let listed = srp_eval::list(&definitions, context.build_arch(), arguments.within.as_deref())?;
+    let (arch, within) = (context.build_arch(), arguments.within.as_deref());
+    let listed = context.evaluator().list(&definitions, arch, within, None)?;
     if arguments.json {
         let all = listed.iter().map(|it| {
             json!({

@@ -62,11 +62,15 @@ use crate::style::Style;
 
 fn main() -> std::process::ExitCode {
     // The process that clones sandboxes is srp again: it must be small, and have one thread.
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == "__sandbox") {
-        srp_builder::sandbox::launcher_main();
+    // So is the process that evaluates definitions.
+    match std::env::args_os().nth(1) {
+        Some(argument) if argument == "__sandbox" => srp_builder::sandbox::launcher_main(),
+        Some(argument) if argument == "__evaluate" => srp_eval::worker_main(),
+        _ => {}
     }
     srp_builder::sandbox::normalise_process();
     let CommandLine { options, command } = CommandLine::parse();
+    let options = options.or_of(&|name| std::env::var_os(name));
     let style = Style::new(options.color, std::env::var_os("NO_COLOR").is_some());
     let print_panic = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use crate::config::Environment;
 use crate::error::EXIT_CODES;
 use crate::style::Color;
 use crate::{
@@ -43,16 +44,15 @@ Examples:
 pub(crate) struct GlobalOptions {
     /// The store
     ///
-    /// Without this it is /var/lib/srp for root, and for everybody else $XDG_DATA_HOME/srp, which
-    /// usually is ~/.local/share/srp.
-    #[arg(long, global = true, value_name = "DIR", env = "SRP_ROOT", hide_env_values = true)]
-    #[arg(value_hint = ValueHint::DirPath)]
+    /// Without this it is $SRP_ROOT; without that /var/lib/srp for root, and for everybody else
+    /// $XDG_DATA_HOME/srp, which usually is ~/.local/share/srp.
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) store: Option<PathBuf>,
     /// The definitions: the directory that holds main.star
     ///
-    /// Without this it is `derivations` in the current directory or the nearest one above it.
-    #[arg(long, global = true, value_name = "DIR", env = "SRP_DEFINITIONS")]
-    #[arg(hide_env_values = true, value_hint = ValueHint::DirPath)]
+    /// Without this it is $SRP_DEFINITIONS; without that `derivations` in the current directory or
+    /// the nearest one above it.
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(crate) definitions: Option<PathBuf>,
     /// The architecture of the machine that builds, if it isn't this one's
     #[arg(long, global = true, value_name = "ARCH")]
@@ -70,6 +70,17 @@ pub(crate) struct GlobalOptions {
     /// Show what builds print, as they run; twice: also what srp itself does
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub(crate) verbose: u8,
+}
+
+impl GlobalOptions {
+    /// Takes what wasn't given from the environment. Not clap's way: an empty variable is none, and
+    /// usage lines are the same whatever is set.
+    pub(crate) fn or_of(mut self, environment: Environment<'_>) -> GlobalOptions {
+        let path = |name| environment(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        self.store = self.store.or_else(|| path("SRP_ROOT"));
+        self.definitions = self.definitions.or_else(|| path("SRP_DEFINITIONS"));
+        self
+    }
 }
 
 /// How progress is shown.

@@ -6,7 +6,10 @@
 
 #![allow(clippy::too_many_arguments, reason = "keywords of the definition language, not positions")]
 
+use std::io;
+
 use srp_store::{Action, Advice, Build, Derivation, Fetch, FileExceptions, Format, Stage};
+use starlark::Error;
 use starlark::environment::{Globals, GlobalsBuilder, LibraryExtension};
 use starlark::eval::Evaluator;
 use starlark::starlark_module;
@@ -286,7 +289,7 @@ fn json(builder: &mut GlobalsBuilder) {
 
     /// A value as JSON text.
     fn encode(#[starlark(require = pos)] value: Value) -> starlark::Result<String> {
-        Ok(value.to_json()?)
+        encode_json(value)
     }
 }
 
@@ -298,6 +301,61 @@ fn add(eval: &Evaluator<'_, '_, '_>, derivation: Derivation) -> starlark::Result
 fn read(eval: &Evaluator<'_, '_, '_>, path: &str) -> Result<String, Invalid> {
     let path: DefinitionPath = path.parse()?;
     Ok(session(eval).text(&path, Session::DATA_LIMIT_BYTES)?)
+}
+
+/// JSON text of a value, whose nesting and length are bounded while it is written: Starlark's own
+/// recursion is not.
+fn encode_json(value: Value<'_>) -> starlark::Result<String> {
+    let mut json = BoundedJson::default();
+    let written = serde_json::to_writer(&mut json, &value);
+    if json.too_deep {
+        return Err(Invalid::JsonDepth { limit: BoundedJson::DEPTH }.into());
+    }
+    if json.bytes.len() > BoundedJson::BYTES {
+        return Err(Invalid::JsonLength { limit_bytes: BoundedJson::BYTES }.into());
+    }
+    written.map_err(|source| Invalid::JsonEncode { source })?;
+    String::from_utf8(json.bytes).map_err(Error::new_native)
+}
+
+/// Collects JSON and refuses to go on where it is nested too deeply or too long.
+#[derive(Default)]
+struct BoundedJson {
+    bytes: Vec<u8>,
+    depth: usize,
+    too_deep: bool,
+    in_string: bool,
+    escaped: bool,
+}
+
+impl BoundedJson {
+    const DEPTH: usize = 1_000;
+    const BYTES: usize = 64 << 20;
+}
+
+impl io::Write for BoundedJson {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for byte in bytes {
+            match byte {
+                _ if self.escaped => self.escaped = false,
+                b'\\' if self.in_string => self.escaped = true,
+                b'"' => self.in_string = !self.in_string,
+                b'[' | b'{' if !self.in_string => self.depth += 1,
+                b']' | b'}' if !self.in_string => self.depth = self.depth.saturating_sub(1),
+                _ => {}
+            }
+        }
+        self.bytes.extend_from_slice(bytes);
+        self.too_deep |= self.depth > Self::DEPTH;
+        if self.too_deep || self.bytes.len() > Self::BYTES {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn parse_json(what: &str, text: &str) -> Result<serde_json::Value, Invalid> {

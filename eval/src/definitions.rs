@@ -21,8 +21,13 @@ use srp_store::Digest;
 pub struct Definitions {
     root: PathBuf,
     directory: Arc<File>,
-    print: Arc<dyn Fn(&str) + Send + Sync>,
+    print: Sink,
+    step: Sink,
+    position: Option<Sink>,
 }
+
+/// Where texts about an evaluation go.
+type Sink = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// The name of a file in a definitions directory: `//lib/make.star`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,6 +78,12 @@ pub enum DefinitionsError {
         /// The most that is read.
         limit_bytes: u64,
     },
+    /// The files together are larger than any definitions should be.
+    #[error("the evaluation reads more than {} MiB of files", limit_bytes >> 20)]
+    TooMuch {
+        /// The most that is read.
+        limit_bytes: u64,
+    },
     /// The file's bytes are not text.
     #[error("{path} is not UTF-8")]
     NotUtf8 {
@@ -120,16 +131,43 @@ impl Definitions {
         });
         let directory = opened
             .map_err(|source| DefinitionsError::Directory { path: root.to_owned(), source })?;
-        Ok(Definitions {
-            root: root.to_owned(),
+        Ok(Definitions { root: root.to_owned(), ..Definitions::of_directory(directory) })
+    }
+
+    /// The definitions in an open directory, wherever it is.
+    pub(crate) fn of_directory(directory: File) -> Definitions {
+        Definitions {
+            root: PathBuf::new(),
             directory: Arc::new(directory),
             print: Arc::new(|text| tracing::info!("{text}")),
-        })
+            step: Arc::new(|_| ()),
+            position: None,
+        }
+    }
+
+    /// Another descriptor of the directory.
+    pub(crate) fn directory(&self) -> io::Result<File> {
+        self.directory.try_clone()
     }
 
     /// The same definitions, whose `print()` goes to `sink`, line by line without the newline.
     pub fn on_print(mut self, sink: impl Fn(&str) + Send + Sync + 'static) -> Definitions {
         self.print = Arc::new(sink);
+        self
+    }
+
+    /// The same definitions; `sink` gets to know what is evaluated next.
+    pub(crate) fn on_step(mut self, sink: impl Fn(&str) + Send + Sync + 'static) -> Definitions {
+        self.step = Arc::new(sink);
+        self
+    }
+
+    /// The same definitions; `sink` gets to know where each statement is before it is run.
+    pub(crate) fn on_position(
+        mut self,
+        sink: impl Fn(&str) + Send + Sync + 'static,
+    ) -> Definitions {
+        self.position = Some(Arc::new(sink));
         self
     }
 
@@ -143,6 +181,23 @@ impl Definitions {
         (self.print)(text);
     }
 
+    /// Says what is evaluated next.
+    pub(crate) fn step(&self, what: &str) {
+        (self.step)(what);
+    }
+
+    /// Whether somebody wants to know where each statement is.
+    pub(crate) fn wants_positions(&self) -> bool {
+        self.position.is_some()
+    }
+
+    /// Says where the next statement is.
+    pub(crate) fn position(&self, place: &str) {
+        if let Some(sink) = &self.position {
+            sink(place);
+        }
+    }
+
     /// A file's bytes, no more than `limit_bytes`, and what it was like.
     pub(crate) fn read(
         &self,
@@ -154,6 +209,9 @@ impl Definitions {
         let before = file.metadata().map_err(failed)?;
         if !before.is_file() {
             return Err(DefinitionsError::NotAFile { path: path.clone() });
+        }
+        if before.len() > limit_bytes {
+            return Err(DefinitionsError::TooLarge { path: path.clone(), limit_bytes });
         }
         let mut bytes = Vec::with_capacity(usize::try_from(before.len()).unwrap_or_default());
         (&file).take(limit_bytes + 1).read_to_end(&mut bytes).map_err(failed)?;
@@ -185,6 +243,8 @@ impl Definitions {
             nix::Error::ENOENT | nix::Error::ENOTDIR => {
                 DefinitionsError::Missing { path: path.clone() }
             }
+            // A socket.
+            nix::Error::ENXIO => DefinitionsError::NotAFile { path: path.clone() },
             nix::Error::EXDEV => DefinitionsError::Escape { path: path.clone() },
             errno => DefinitionsError::Read { path: path.clone(), source: errno.into() },
         })

@@ -3,16 +3,21 @@
 use std::fmt::Write;
 use std::io;
 
+use serde::{Deserialize, Serialize};
 use starlark::ErrorKind;
 use starlark::codemap::FileSpan;
+use starlark::errors::Frame;
 
 use crate::definitions::DefinitionPath;
+use crate::misnamed;
 use crate::module::Exceeded;
+use crate::process::Bound;
+use crate::wire::{self, WireError};
 
 /// An evaluation that failed.
 ///
 /// `Display` is one line for an error chain; [`EvalError::rendered`] is what a terminal shows.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum EvalError {
     /// A definition is wrong.
     #[error("{}{message}", location.as_ref().map(|it| format!("{it}: ")).unwrap_or_default())]
@@ -95,11 +100,42 @@ pub enum EvalError {
         /// What is wrong.
         problem: String,
     },
-    /// The thread that evaluates can't be started.
-    #[error("can't start the evaluation's thread")]
-    Thread {
-        /// Why.
+    /// The derivations are more than an answer can hold.
+    #[error("what the evaluation comes to is larger than {} MiB", wire::RESULT_BYTES >> 20)]
+    ResultTooLarge,
+    /// A value can't be as large as a definition wants it to be.
+    #[error("the evaluation takes more memory than there can be")]
+    OutOfMemory,
+    /// A bound ended the process that evaluates.
+    #[error("{}{bound}{}", prefix(position), during(what))]
+    #[serde(skip)]
+    Exhausted {
+        /// The bound.
+        bound: Bound,
+        /// What was evaluated: `//lib/make.star`, or a stage function's call.
+        what: Option<String>,
+        /// The statement: `//lib/make.star:12:5`.
+        position: Option<String>,
+    },
+    /// Somebody wanted it to end.
+    #[error("interrupted")]
+    #[serde(skip)]
+    Cancelled,
+    /// A process or thread can't be started or read from.
+    #[error("can't {action}")]
+    #[serde(skip)]
+    Process {
+        /// What was tried.
+        action: String,
+        /// Why not.
         source: io::Error,
+    },
+    /// The evaluating process has sent something that isn't an answer.
+    #[error("the evaluating process gave no proper answer")]
+    #[serde(skip)]
+    Answer {
+        /// Why.
+        source: WireError,
     },
     /// The evaluator panicked: a bug of srp or of the Starlark crate, not of the definitions.
     #[error("the evaluator crashed (a bug): {message}")]
@@ -113,7 +149,10 @@ impl EvalError {
     /// The message with the source it is about, and the calls and loads that led there.
     pub fn rendered(&self) -> String {
         match self {
-            EvalError::Definition { message, excerpt, .. } => format!("{message}\n{excerpt}"),
+            EvalError::Definition { message, excerpt, .. } => {
+                // `fail` has any text: no line of it looks like one of its own.
+                format!("{}\n{excerpt}", message.replace('\n', "\n  "))
+            }
             other => other.to_string(),
         }
     }
@@ -125,18 +164,48 @@ impl EvalError {
         exceeded: Option<Exceeded>,
         notes: &[String],
     ) -> EvalError {
-        let location = error.span().map(position);
-        let mut excerpt = source_excerpt(error);
-        for line in calls(error, location.as_deref()).iter().chain(notes) {
+        let misnamed = misnamed::find(error);
+        let (told, inner_calls) = match &misnamed {
+            Some(found) => (&found.error, found.inner_calls),
+            None => (error, 0),
+        };
+        let location = told.span().map(position);
+        let mut excerpt = source_excerpt(told);
+        let frames = &error.call_stack().frames;
+        let calls = calls(&frames[..frames.len() - inner_calls], location.as_deref());
+        for line in calls.iter().chain(notes) {
             excerpt.push_str(line);
             excerpt.push('\n');
         }
         let message = match exceeded {
             Some(exceeded) => exceeded.to_string(),
-            None => message(error.kind()),
+            None => shortened(message(told.kind())),
         };
         EvalError::Definition { message, location, excerpt }
     }
+}
+
+/// A message of a length that can be read: `fail` says whatever a definition says.
+fn shortened(mut message: String) -> String {
+    const MOST_BYTES: usize = 8 << 10;
+    if message.len() > MOST_BYTES {
+        let length = message.len();
+        let mut end = MOST_BYTES;
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        message.truncate(end);
+        let _ = write!(message, "… ({length} bytes in all)");
+    }
+    message
+}
+
+fn prefix(position: &Option<String>) -> String {
+    position.as_ref().map(|position| format!("{position}: ")).unwrap_or_default()
+}
+
+fn during(what: &Option<String>) -> String {
+    what.as_ref().map(|what| format!(" (while evaluating {what})")).unwrap_or_default()
 }
 
 /// Starlark's message in the style of ours.
@@ -150,7 +219,7 @@ fn message(kind: &ErrorKind) -> String {
 }
 
 /// `//lib/make.star:12:5`: lines and columns are counted from 1.
-fn position(span: &FileSpan) -> String {
+pub(crate) fn position(span: &FileSpan) -> String {
     let begin = span.resolve_span().begin;
     format!("{}:{}:{}", span.filename(), begin.line + 1, begin.column + 1)
 }
@@ -176,13 +245,13 @@ fn source_excerpt(error: &starlark::Error) -> String {
 ///
 /// A builtin fails where it was called, which is `location` and in the excerpt already. Calls that
 /// repeat are counted, and of a long chain the middle is left out.
-fn calls(error: &starlark::Error, location: Option<&str>) -> Vec<String> {
+fn calls(frames: &[Frame], location: Option<&str>) -> Vec<String> {
     const FIRST: usize = 8;
     const LAST: usize = 4;
     let mut lines: Vec<(String, usize)> = Vec::new();
     let mut caller = "";
     let mut calls = Vec::new();
-    for frame in &error.call_stack().frames {
+    for frame in frames {
         calls.extend(frame.location.as_ref().map(|location| (position(location), caller)));
         caller = &frame.name;
     }

@@ -11,7 +11,7 @@ use starlark::environment::Module;
 use crate::definitions::{DefinitionPath, Definitions, Seen};
 use crate::error::EvalError;
 use crate::exports::Exports;
-use crate::module::{Failure, Modules, Print, evaluator};
+use crate::module::{Failure, Hooks, Modules};
 use crate::session::Session;
 
 /// What attributes stand for.
@@ -64,7 +64,30 @@ impl Evaluation {
 
 /// Evaluates attributes, as building on a machine of architecture `build_arch` (`x86_64`) needs
 /// them.
+///
+/// In this process: definitions that aren't trusted can end it. See [`Evaluator`](crate::Evaluator).
 pub fn evaluate(
+    definitions: &Definitions,
+    build_arch: &str,
+    attrs: &[String],
+) -> Result<Evaluation, EvalError> {
+    on_large_stack(|| evaluate_here(definitions, build_arch, attrs))
+}
+
+/// Lists what can be asked for: all of it, or what lies within `<stage>`, `<stage>.<target>` or a
+/// component's attribute.
+///
+/// In this process, as [`evaluate()`].
+pub fn list(
+    definitions: &Definitions,
+    build_arch: &str,
+    within: Option<&str>,
+) -> Result<Vec<Listed>, EvalError> {
+    on_large_stack(|| list_here(definitions, build_arch, within))
+}
+
+/// As [`evaluate()`], on the calling thread's stack.
+pub(crate) fn evaluate_here(
     definitions: &Definitions,
     build_arch: &str,
     attrs: &[String],
@@ -87,9 +110,8 @@ pub fn evaluate(
     })
 }
 
-/// Lists what can be asked for: all of it, or what lies within `<stage>`, `<stage>.<target>` or a
-/// component's attribute.
-pub fn list(
+/// As [`list()`], on the calling thread's stack.
+pub(crate) fn list_here(
     definitions: &Definitions,
     build_arch: &str,
     within: Option<&str>,
@@ -100,44 +122,60 @@ pub fn list(
 /// Native stack for parsing and running; it is only reserved, not used.
 const STACK_BYTES: usize = 256 << 20;
 
-/// Runs `work` on the definitions' `main.star`, on a thread whose stack suffices.
-fn run<T: Send>(
+/// Runs `work` on the definitions' `main.star`.
+fn run<T>(
     definitions: &Definitions,
     build_arch: &str,
-    work: impl FnOnce(&mut Exports<'_, '_, '_>, &Session) -> Result<T, EvalError> + Send,
+    work: impl FnOnce(&mut Exports<'_, '_, '_>, &Session) -> Result<T, EvalError>,
 ) -> Result<T, EvalError> {
-    let evaluate = || {
-        let session = Session::new(definitions.clone());
-        let module = Modules::new(&session).main().map_err(|Failure { error, loads }| {
-            EvalError::of_starlark(&error, session.exceeded(), &loads)
-        })?;
-        let print = Print(&session);
-        Module::with_temp_heap(|heap| {
-            let mut evaluator = evaluator(&heap, &session, &print)
-                .map_err(|error| EvalError::of_starlark(&error, None, &[]))?;
-            // Values are held across calls, out of the collector's sight.
-            evaluator.disable_gc();
-            let mut exports = Exports::new(&module, evaluator, &session, build_arch)?;
-            work(&mut exports, &session)
-        })
-    };
+    let session = Session::new(definitions.clone());
+    let module = Modules::new(&session).main().map_err(|Failure { error, loads }| {
+        EvalError::of_starlark(&error, session.exceeded(), &loads)
+    })?;
+    let hooks = Hooks::new(&session);
+    Module::with_temp_heap(|heap| {
+        let mut evaluator =
+            hooks.evaluator(&heap).map_err(|error| EvalError::of_starlark(&error, None, &[]))?;
+        // Values are held across calls, out of the collector's sight.
+        evaluator.disable_gc();
+        let mut exports = Exports::new(&module, evaluator, &session, build_arch)?;
+        work(&mut exports, &session)
+    })
+}
+
+/// Runs `work` on a thread whose stack suffices for parsing and running definitions.
+pub(crate) fn on_large_stack<T: Send>(
+    work: impl FnOnce() -> Result<T, EvalError> + Send,
+) -> Result<T, EvalError> {
     thread::scope(|scope| {
         let thread = thread::Builder::new()
             .name("srp-eval".to_owned())
             .stack_size(STACK_BYTES)
-            .spawn_scoped(scope, evaluate)
-            .map_err(|source| EvalError::Thread { source })?;
+            .spawn_scoped(scope, work)
+            .map_err(|source| {
+                let action = "start the evaluation's thread".to_owned();
+                EvalError::Process { action, source }
+            })?;
         thread.join().unwrap_or_else(|panic| {
             let message = panic
                 .downcast_ref::<String>()
                 .map(String::as_str)
                 .or_else(|| panic.downcast_ref::<&str>().copied());
             match message {
+                Some(message) if is_about_size(message) => Err(EvalError::OutOfMemory),
                 Some(message) => Err(EvalError::Crashed { message: message.to_owned() }),
                 None => resume_unwind(panic),
             }
         })
     })
+}
+
+/// Whether a panic is about a value that can't be as large as it would have to be: what vectors and
+/// Starlark's arenas say then.
+fn is_about_size(panic: &str) -> bool {
+    ["capacity overflow", "out of memory", "AlignedSize must not exceed"]
+        .into_iter()
+        .any(|beginning| panic.starts_with(beginning))
 }
 
 /// The derivations that `goals` are made from, themselves included. Not recursive: a definition's

@@ -188,6 +188,7 @@ impl<'v, 'a, 'e> Exports<'v, 'a, 'e> {
         arguments: &[Value<'v>],
         what: &str,
     ) -> Result<Value<'v>, EvalError> {
+        self.session.definitions().step(what);
         self.evaluator.eval_function(function, arguments, &[]).map_err(|error| {
             let note = format!("called for {}: {what}", DefinitionPath::main());
             EvalError::of_starlark(&error, self.session.exceeded(), &[note])

@@ -3,7 +3,7 @@
 //! The checks themselves are in [`crate::check`].
 
 use std::collections::BTreeSet;
-use std::fmt;
+use std::fmt::{self, Write};
 
 use srp_store::name::NameError;
 use srp_store::object::PermissionError;
@@ -84,6 +84,12 @@ pub(crate) enum Invalid {
     File(#[from] DefinitionsError),
     #[error("{what} is not JSON")]
     Json { what: String, source: serde_json::Error },
+    #[error("the value can't be JSON")]
+    JsonEncode { source: serde_json::Error },
+    #[error("the value is nested more than {limit} deep")]
+    JsonDepth { limit: usize },
+    #[error("the value is more than {} MiB as JSON", limit_bytes >> 20)]
+    JsonLength { limit_bytes: usize },
     #[error("{what} holds the number {number}, which is too large")]
     JsonNumber { what: String, number: serde_json::Number },
 }
@@ -105,11 +111,23 @@ impl Shown {
             kind => kind,
         };
         let article = if kind.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
-        let text = value.to_repr();
-        Shown(match text.chars().nth(60) {
-            None => format!("{article} {kind}: {text}"),
-            Some(_) => format!("{article} {kind}"),
+        // Not written to its end: that may be long, or deep.
+        let mut text = Shortly(String::new());
+        Shown(match write!(text, "{value}") {
+            Ok(()) => format!("{article} {kind}: {}", text.0),
+            Err(fmt::Error) => format!("{article} {kind}"),
         })
+    }
+}
+
+/// Takes a short text, and nothing of a longer one.
+struct Shortly(String);
+
+impl fmt::Write for Shortly {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        const MOST: usize = 60;
+        self.0.push_str(text);
+        if self.0.chars().nth(MOST).is_some() { Err(fmt::Error) } else { Ok(()) }
     }
 }
 

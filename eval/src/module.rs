@@ -2,16 +2,17 @@
 
 use std::collections::HashMap;
 
-use starlark::codemap::{CodeMap, Pos, Span};
+use starlark::codemap::{CodeMap, FileSpanRef, Pos, Span};
 use starlark::environment::{FrozenModule, Globals, Module};
-use starlark::eval::{Evaluator, ReturnFileLoader};
+use starlark::eval::{BeforeStmtFunc, Evaluator, ReturnFileLoader};
 use starlark::syntax::{AstModule, Dialect, DialectTypes};
 use starlark::{Error, PrintHandler};
 
-use crate::builtin;
 use crate::definitions::{DefinitionPath, DefinitionsError};
+use crate::misnamed::meant;
 use crate::nesting;
 use crate::session::Session;
+use crate::{attribute, builtin};
 
 /// How deep calls may be nested. Real definitions stay below 20.
 pub(crate) const CALL_DEPTH: usize = 200;
@@ -21,8 +22,9 @@ const LOAD_DEPTH: usize = 100;
 const STEPS: u64 = 20_000_000;
 /// How many of those pass between two calls of the function that Starlark asks whether to stop.
 const STEPS_AT_ONCE: u64 = 1_000;
-/// How much the values of one module, or of all stage functions, may take. Starlark counts what
-/// lies in its own heap, after the fact: this ends what runs away by mistake, not malice.
+/// How much the values of all modules and stage functions may take. Starlark counts what lies in
+/// its own heap, after the fact: this ends what runs away step by step, always at the same point.
+/// What takes more in a single step is ended by the limits of the process ([`crate::Limits`]).
 const HEAP_BYTES: usize = 256 << 20;
 
 /// A limit that stopped an evaluation. Time is none of them: the same definitions always stop at
@@ -64,10 +66,22 @@ enum LoadError {
     Cycle { chain: Vec<String> },
     #[error("files load each other more than {LOAD_DEPTH} deep")]
     Depth,
+    #[error("{path} exports no `{name}`{}", meant(near))]
+    Name { path: DefinitionPath, name: String, near: Vec<String> },
     #[error("expressions are nested more than {} deep", nesting::LIMIT)]
     Nesting,
     #[error(transparent)]
     File(#[from] DefinitionsError),
+}
+
+/// Whether a module exports a name. What is private Starlark refuses itself.
+fn exported(module: &FrozenModule, path: &DefinitionPath, name: &str) -> Result<(), LoadError> {
+    let names: Vec<&str> = module.names().map(|name| name.as_str()).collect();
+    if name.starts_with('_') || names.contains(&name) {
+        return Ok(());
+    }
+    let near = attribute::nearest(name, names);
+    Err(LoadError::Name { path: path.clone(), name: name.to_owned(), near })
 }
 
 impl<'s> Modules<'s> {
@@ -96,6 +110,7 @@ impl<'s> Modules<'s> {
         if chain.len() >= LOAD_DEPTH {
             return Err(refused(LoadError::Depth));
         }
+        self.session.definitions().step(path.as_str());
         let text = self.session.source(path).map_err(|error| refused(error.into()))?;
         let failed = |error| Failure { error, loads: vec![] };
         if let Some(byte) = nesting::too_deep(&text) {
@@ -121,10 +136,15 @@ impl<'s> Modules<'s> {
             };
             let path = load.module_id.parse::<DefinitionPath>();
             let path = path.map_err(|error| at(refused(error.into())))?;
-            modules.insert(load.module_id.to_owned(), self.load(&path, chain).map_err(at)?);
+            let module = self.load(&path, chain).map_err(at)?;
+            for name in load.symbols.values() {
+                exported(&module, &path, name).map_err(|error| at(refused(error)))?;
+            }
+            modules.insert(load.module_id.to_owned(), module);
         }
         chain.pop();
 
+        self.session.definitions().step(path.as_str());
         let module = self.run(ast, &modules).map_err(failed)?;
         self.loaded.insert(path.clone(), module.clone());
         Ok(module)
@@ -137,52 +157,74 @@ impl<'s> Modules<'s> {
     ) -> Result<FrozenModule, Error> {
         let modules = modules.iter().map(|(name, module)| (name.as_str(), module)).collect();
         let loader = ReturnFileLoader { modules: &modules };
-        let print = Print(self.session);
+        let hooks = Hooks::new(self.session);
         Module::with_temp_heap(|module| {
             {
-                let mut evaluator = evaluator(&module, self.session, &print)?;
+                let mut evaluator = hooks.evaluator(&module)?;
                 evaluator.set_loader(&loader);
                 evaluator.eval_module(ast, &self.globals)?;
             }
-            Ok(module.freeze()?)
+            let module = module.freeze()?;
+            self.session.keep(module.frozen_heap().allocated_bytes());
+            Ok(module)
         })
     }
 }
 
-/// An evaluator with its limits set, that works for `session`.
-pub(crate) fn evaluator<'v, 'a, 'e: 'a>(
-    module: &'a Module<'v>,
-    session: &'a Session,
-    print: &'a Print<'a>,
-) -> Result<Evaluator<'v, 'a, 'e>, Error> {
-    let mut evaluator = Evaluator::new(module);
-    evaluator.set_max_callstack_size(CALL_DEPTH)?;
-    // Not by Starlark's own limits: their error comes once more after a run has ended, and that
-    // second one, which says nothing of where it was, is what the caller gets.
-    let heap = module.heap();
-    evaluator.set_check_cancelled(Box::new(move || {
-        session.stop(|steps| {
-            if steps.saturating_mul(STEPS_AT_ONCE) > STEPS {
-                Some(Exceeded::Steps)
-            } else if heap.peak_allocated_bytes() > HEAP_BYTES {
-                Some(Exceeded::Heap)
-            } else {
-                None
-            }
-        })
-    }));
-    evaluator.set_print_handler(print);
-    evaluator.extra = Some(session);
-    Ok(evaluator)
+/// What is called before a statement.
+type Statement<'s> = dyn Fn(FileSpanRef<'_>, bool, &mut Evaluator<'_, '_, '_>) + 's;
+
+/// What an evaluator asks and tells the session that it works for.
+pub(crate) struct Hooks<'s> {
+    session: &'s Session,
+    /// Called before each statement.
+    statement: Box<Statement<'s>>,
 }
 
-/// Passes `print()` on to whoever asked for the evaluation.
-pub(crate) struct Print<'s>(pub(crate) &'s Session);
+impl<'s> Hooks<'s> {
+    pub(crate) fn new(session: &'s Session) -> Hooks<'s> {
+        let statement = |span: FileSpanRef<'_>, _: bool, _: &mut Evaluator<'_, '_, '_>| {
+            session.statement(&span.to_file_span());
+        };
+        Hooks { session, statement: Box::new(statement) }
+    }
 
-impl PrintHandler for Print<'_> {
+    /// An evaluator with its limits set.
+    pub(crate) fn evaluator<'v, 'a, 'e>(
+        &'a self,
+        module: &'a Module<'v>,
+    ) -> Result<Evaluator<'v, 'a, 'e>, Error> {
+        let session = self.session;
+        let mut evaluator = Evaluator::new(module);
+        evaluator.set_max_callstack_size(CALL_DEPTH)?;
+        // Not by Starlark's own limits: their error comes once more after a run has ended, and that
+        // second one, which says nothing of where it was, is what the caller gets.
+        let heap = module.heap();
+        evaluator.set_check_cancelled(Box::new(move || {
+            session.stop(|steps| {
+                let heap_bytes = heap.peak_allocated_bytes().saturating_add(session.kept_bytes());
+                if steps.saturating_mul(STEPS_AT_ONCE) > STEPS {
+                    Some(Exceeded::Steps)
+                } else if heap_bytes > HEAP_BYTES {
+                    Some(Exceeded::Heap)
+                } else {
+                    None
+                }
+            })
+        }));
+        if session.definitions().wants_positions() {
+            // Meant for debuggers, as this is; only errors that were found already use it.
+            evaluator.before_stmt_for_dap(BeforeStmtFunc::Fn(&*self.statement));
+        }
+        evaluator.set_print_handler(self);
+        evaluator.extra = Some(session);
+        Ok(evaluator)
+    }
+}
+
+impl PrintHandler for Hooks<'_> {
     fn println(&self, text: &str) -> starlark::Result<()> {
-        self.0.definitions().print(text);
-        Ok(())
+        self.session.print(text).map_err(Error::new_value)
     }
 }
 

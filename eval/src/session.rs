@@ -9,9 +9,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use srp_store::{Action, Derivation, InputKey, StaticHash};
+use starlark::codemap::FileSpan;
 use starlark::values::ProvidesStaticType;
 
 use crate::definitions::{DefinitionPath, Definitions, DefinitionsError, Seen};
+use crate::error::position;
 use crate::evaluate::graph;
 use crate::module::Exceeded;
 
@@ -21,8 +23,19 @@ pub(crate) struct Session {
     definitions: Definitions,
     files: RefCell<BTreeMap<DefinitionPath, Seen>>,
     derivations: RefCell<BTreeMap<StaticHash, Arc<Derivation>>>,
+    read_bytes: Cell<u64>,
+    printed_bytes: Cell<usize>,
+    kept_bytes: Cell<usize>,
+    last_statement: RefCell<Option<FileSpan>>,
     asked: Cell<u64>,
     exceeded: Cell<Option<Exceeded>>,
+}
+
+/// Definitions that print without end.
+#[derive(Debug, thiserror::Error)]
+#[error("the evaluation prints more than {limit_bytes} bytes")]
+pub(crate) struct PrintError {
+    limit_bytes: usize,
 }
 
 impl Session {
@@ -30,12 +43,20 @@ impl Session {
     const SOURCE_LIMIT_BYTES: u64 = 1 << 20;
     /// The most that `read_json` and `read_text` read.
     pub(crate) const DATA_LIMIT_BYTES: u64 = 64 << 20;
+    /// The most that is read in all.
+    const READ_LIMIT_BYTES: u64 = 128 << 20;
+    /// The most that is printed in all.
+    const PRINT_LIMIT_BYTES: usize = 1 << 20;
 
     pub(crate) fn new(definitions: Definitions) -> Session {
         Session {
             definitions,
             files: RefCell::default(),
             derivations: RefCell::default(),
+            read_bytes: Cell::default(),
+            printed_bytes: Cell::default(),
+            kept_bytes: Cell::default(),
+            last_statement: RefCell::default(),
             asked: Cell::default(),
             exceeded: Cell::default(),
         }
@@ -57,12 +78,46 @@ impl Session {
         limit_bytes: u64,
     ) -> Result<String, DefinitionsError> {
         let (bytes, seen) = self.definitions.read(path, limit_bytes)?;
+        self.read_bytes.set(self.read_bytes.get().saturating_add(bytes.len() as u64));
+        if self.read_bytes.get() > Self::READ_LIMIT_BYTES {
+            return Err(DefinitionsError::TooMuch { limit_bytes: Self::READ_LIMIT_BYTES });
+        }
         let text = String::from_utf8(bytes)
             .map_err(|_| DefinitionsError::NotUtf8 { path: path.clone() })?;
         // Read twice with a change in between, no one content stands for the evaluation: the
         // first digest stays, so that the cache sees the file as changed.
         self.files.borrow_mut().entry(path.clone()).or_insert(seen);
         Ok(text)
+    }
+
+    /// Passes on what a definition prints.
+    pub(crate) fn print(&self, text: &str) -> Result<(), PrintError> {
+        let bytes = self.printed_bytes.get().saturating_add(text.len());
+        if bytes > Self::PRINT_LIMIT_BYTES {
+            return Err(PrintError { limit_bytes: Self::PRINT_LIMIT_BYTES });
+        }
+        self.printed_bytes.set(bytes);
+        self.definitions.print(text);
+        Ok(())
+    }
+
+    /// Says where the next statement is, unless it is the same as the last one.
+    pub(crate) fn statement(&self, span: &FileSpan) {
+        let mut last = self.last_statement.borrow_mut();
+        if last.as_ref() != Some(span) {
+            self.definitions.position(&position(span));
+            *last = Some(span.clone());
+        }
+    }
+
+    /// Counts the values of a module that was loaded.
+    pub(crate) fn keep(&self, bytes: usize) {
+        self.kept_bytes.set(self.kept_bytes.get().saturating_add(bytes));
+    }
+
+    /// How much the values of all loaded modules take.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        self.kept_bytes.get()
     }
 
     /// Takes a derivation in.

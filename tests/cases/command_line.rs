@@ -66,3 +66,31 @@ fn no_definitions() {
     let run = Run::of(command.env_remove("SRP_DEFINITIONS").current_dir("/")).exited(1);
     insta::assert_snapshot!("no-definitions", words(&place, &run));
 }
+
+#[test]
+fn an_empty_variable_is_none_and_usage_lines_do_not_depend_on_variables() {
+    let place = Place::new("return {\"\": busybox}");
+    let mut command = place.command(&["list"]);
+    command.env("SRP_ROOT", "").env("SRP_DEFINITIONS", "");
+    let run = Run::of(&mut command).succeeded();
+    assert!(run.stdout.starts_with("t.x "), "{run}");
+    let run = place.srp(&["realise"]).exited(2);
+    assert!(!run.stderr.contains("--store"), "{run}");
+}
+
+#[test]
+fn what_is_wrong_with_the_configuration_is_said_in_its_own_terms() {
+    let place = Place::new("return {}");
+    for (text, said) in [
+        (
+            "jobs = \"4\"",
+            "config.toml:1: invalid type: string \"4\", expected a whole number from 1",
+        ),
+        ("\njobs = ", "config.toml:2: the value of `jobs` is missing"),
+        ("sources = \"/srv\"", "expected a list, in square brackets"),
+        ("[[caches]]\nurl = \"foo://bar\"", "a cache can't be at \"foo://bar\""),
+    ] {
+        place.write("home/.config/srp/config.toml", &format!("{text}\n"));
+        place.srp(&["list"]).exited(1).says(&[said]);
+    }
+}

@@ -27,6 +27,24 @@ fn unknown_attributes_suggest_the_nearest() {
 }
 
 #[test]
+fn a_runner_that_no_sandbox_can_use_is_refused_before_anything_is_built() {
+    let place = Place::new("return {\"\": busybox}");
+    let main = fs::read_to_string(place.path("derivations/main.star")).unwrap();
+    for arch in ["ppc64le", "armv7l"] {
+        let runner =
+            "struct(derivation = busybox, program = \"/usr/bin/q\", cpu = \"c\", uname = \"6\")";
+        let text = format!("{main}\ndef runners(build):\n    return {{\"{arch}\": {runner}}}\n");
+        place.write("derivations/main.star", &text);
+        for command in
+            [["realise", "t.x"].as_slice(), &["realise", "-n", "t.x"], &["instantiate", "t.x"]]
+        {
+            let known = "no sandbox can run (known: x86_64, i386, aarch64, arm, riscv64)";
+            place.srp(command).exited(1).says(&["runners", arch, known]);
+        }
+    }
+}
+
+#[test]
 fn malformed_definitions_name_file_and_line() {
     let place = Place::new("x = 1 +\nreturn {}");
     place.srp(&["realise", "t.x"]).exited(1).says(&["main.star:4"]);
@@ -35,7 +53,7 @@ fn malformed_definitions_name_file_and_line() {
     place.define("return {\"\": sh(\"bad name/\", \"\")}");
     place.srp(&["realise", "t.x"]).exited(1).says(&["seed.star:", "main.star:4", "bad name/"]);
     place.define("return {\"\": sh(\"a\", \"\", colour = 1)}");
-    place.srp(&["realise", "t.x"]).exited(1).says(&["colour"]);
+    place.srp(&["realise", "t.x"]).exited(1).says(&["sh has no argument `colour`", "main.star:4"]);
     place.write("derivations/main.star", "stages = {}");
     place.srp(&["list"]).exited(1).says(&["main.star", "targets"]);
     fs::remove_file(place.path("derivations/main.star")).unwrap();

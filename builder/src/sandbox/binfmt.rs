@@ -61,7 +61,7 @@ enum Class {
 impl BinfmtHandler {
     /// The handler of an architecture's ELF programs; `None` for an architecture that isn't known.
     ///
-    /// Known are `x86_64`, `i386`, `aarch64`, `arm` and `riscv64`, all little-endian.
+    /// Those are all little-endian.
     #[must_use]
     pub fn for_arch(arch: &str, emulator: impl Into<PathBuf>) -> Option<BinfmtHandler> {
         let (name, class, machine) = ARCHITECTURES.iter().find(|(name, ..)| *name == arch)?;
@@ -79,6 +79,11 @@ impl BinfmtHandler {
         }
         let name = format!("qemu-{name}");
         Some(BinfmtHandler { name, magic, mask, emulator: emulator.into() })
+    }
+
+    /// The architectures that have one, as `for_arch` names them.
+    pub fn known() -> impl Iterator<Item = &'static str> {
+        ARCHITECTURES.iter().map(|(name, ..)| *name)
     }
 
     /// The line for `register`, with the emulator found at `interpreter`. The kernel itself reads

@@ -41,7 +41,7 @@ refused! {
         "build(env = {\"V%d\" % i: \"x\" * 30000 for i in range(80)})" => "`args` and `env` together: 24",
     ],
     keywords_and_types: [
-        "build(bogus = 1)" => "Found `bogus` extra named parameter(s) for call to derivation",
+        "build(bogus = 1)" => "build has no argument `bogus`",
         "build(version = 1)" => "Type of parameter `version` doesn't match, expected `str`, actual `int (repr: 1)`",
         "derivation(\"zlib\")" => "Missing named-only parameter `name`",
         "build(cores = \"2\")" => "Type of parameter `cores` doesn't match",

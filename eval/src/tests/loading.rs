@@ -163,3 +163,59 @@ fn memory_without_end_ends_with_an_error() {
         "//main.star:3:5: the evaluation takes more than 256 MiB of memory"
     );
 }
+
+#[test]
+fn memory_of_all_files_together_ends_with_an_error() {
+    let fixture = Fixture::new(&[("main.star", "load(\"//0.star\", \"x\")\n")]);
+    for number in 0..4 {
+        let next = number + 1;
+        let text = format!(
+            "load(\"//{next}.star\", z = \"x\")\nx = z\ny = [str(i) * 10 for i in range(700000)]\n[i for i in range(2000)]\n"
+        );
+        fixture.write(&format!("{number}.star"), text);
+    }
+    fixture.write("4.star", "x = 1\n");
+    let error = fixture.error("s.t").to_string();
+    assert!(error.ends_with("the evaluation takes more than 256 MiB of memory"), "{error}");
+}
+
+#[test]
+fn a_file_is_refused_by_its_size_before_room_is_made_for_it() {
+    let fixture = Fixture::new(&[("main.star", "read_text(\"//sparse\")\n")]);
+    let sparse = std::fs::File::create(fixture.root().join("sparse")).expect("created");
+    sparse.set_len(1 << 50).or_else(|_| sparse.set_len(1 << 40)).expect("a hole");
+    let error = fixture.error("s.t").to_string();
+    assert_eq!(error, "//main.star:1:1: //sparse is larger than 67108864 bytes");
+}
+
+#[test]
+fn files_are_read_up_to_a_total() {
+    let main = "x = [len(read_text(\"//half\")) for i in range(5)]\n";
+    let fixture = Fixture::new(&[("main.star", main)]);
+    fixture.write("half", "a".repeat(32 << 20));
+    let error = fixture.error("s.t").to_string();
+    assert_eq!(error, "//main.star:1:10: the evaluation reads more than 128 MiB of files");
+}
+
+#[test]
+fn printing_ends_at_a_total() {
+    let main = "[print(\"x\" * 1000) for i in range(2000)]\n";
+    let fixture = Fixture::new(&[("main.star", main)]);
+    let error = fixture.error("s.t").to_string();
+    assert_eq!(error, "//main.star:1:2: the evaluation prints more than 1048576 bytes");
+    assert_eq!(fixture.printed().len(), 1048);
+}
+
+#[test]
+fn pipes_and_sockets_are_no_definitions() {
+    let fixture = Fixture::new(&[]);
+    let at = |name: &str| fixture.root().join(name);
+    let mode = nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR;
+    nix::unistd::mkfifo(&at("fifo"), mode).expect("made");
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket")).expect("bound");
+    for name in ["fifo", "socket"] {
+        fixture.write("main.star", format!("load(\"//{name}\", \"x\")\n"));
+        let error = fixture.error("s.t").to_string();
+        assert_eq!(error, format!("//main.star:1:6: //{name} is not a plain file"));
+    }
+}

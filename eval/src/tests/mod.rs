@@ -15,6 +15,7 @@ mod attributes;
 mod caching;
 mod identity;
 mod loading;
+mod messages;
 
 /// A definitions directory of one stage, `s`, with one target, `t`: its component `x` is what
 /// `component` says in `//package.star`, line 2.
