@@ -90,6 +90,7 @@ impl Workshop {
                 .memory_mib
                 .map(|mib| mib.saturating_mul(1 << 20))
                 .or_else(memory_bytes),
+            output_limits: context.config.output_limits(),
         };
         let broker =
             Broker::new(cores).map_err(|error| CommandError::chain(ExitCode::User, error))?;

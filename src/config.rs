@@ -12,9 +12,15 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use srp_builder::fetch::Mirrors;
 use srp_store::cache::PublicKey;
+use srp_store::ingest::Limits;
 
 /// The machine's configuration file.
 const MACHINE_FILE: &str = "/etc/srp/config.toml";
+
+/// More than any toolchain's output, and read within minutes.
+const OUTPUT_MIB: u64 = 64 << 10;
+/// As many as a binary cache takes.
+const OUTPUT_ENTRIES: u64 = 4_000_000;
 
 /// An environment as a function of names: the process's own, or a test's.
 pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
@@ -28,6 +34,10 @@ pub(crate) struct Config {
     pub(crate) cores: Option<usize>,
     /// How much memory builds may take together.
     pub(crate) memory_mib: Option<u64>,
+    /// How much one output may hold.
+    pub(crate) output_mib: Option<u64>,
+    /// How many files, directories and links one output may have.
+    pub(crate) output_entries: Option<u64>,
     /// Base URLs by the name of the mirror.
     pub(crate) mirrors: BTreeMap<String, Vec<String>>,
     /// Sources directories that are looked into before anything is fetched.
@@ -78,6 +88,8 @@ struct File {
     jobs: Option<std::num::NonZeroUsize>,
     cores: Option<std::num::NonZeroUsize>,
     memory_mib: Option<std::num::NonZeroU64>,
+    output_mib: Option<std::num::NonZeroU64>,
+    output_entries: Option<std::num::NonZeroU64>,
     #[serde(default)]
     mirrors: BTreeMap<String, Urls>,
     #[serde(default)]
@@ -155,11 +167,20 @@ impl Config {
         Ok(config)
     }
 
+    /// How much one output, or one source unpacked, may be.
+    pub(crate) fn output_limits(&self) -> Limits {
+        let mib = self.output_mib.unwrap_or(OUTPUT_MIB);
+        let size_bytes = Some(mib.saturating_mul(1 << 20));
+        Limits { size_bytes, entries: Some(self.output_entries.unwrap_or(OUTPUT_ENTRIES)) }
+    }
+
     /// Takes over what is not said yet.
     fn add(&mut self, file: File, path: &Path) -> Result<(), ConfigError> {
         self.jobs = self.jobs.or(file.jobs.map(usize::from));
         self.cores = self.cores.or(file.cores.map(usize::from));
         self.memory_mib = self.memory_mib.or(file.memory_mib.map(u64::from));
+        self.output_mib = self.output_mib.or(file.output_mib.map(u64::from));
+        self.output_entries = self.output_entries.or(file.output_entries.map(u64::from));
         for (name, urls) in file.mirrors {
             let urls = match urls {
                 Urls::One(url) => vec![url],

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use srp_store::compose::Composition;
 use srp_store::ingest::{self, Rules};
 use srp_store::{
-    BASE_LAYOUT, Build, Listing, Object, ObjectId, OutputName, Reference, ReferenceKind,
-    Registration, Role, Route, Scratch, Skeleton,
+    BASE_LAYOUT, Build, Listing, Object, ObjectId, OpenTree, OutputName, Reference, ReferenceKind,
+    Registration, Role, Route, Scratch, Skeleton, StoreError,
 };
 
 use crate::event::Event;
@@ -223,25 +223,40 @@ impl Work<'_> {
     }
 
     /// Normalises and hashes what the builder wrote.
+    ///
+    /// From the scratch directory, which is srp's own, every step down is by descriptor: what the
+    /// builder put in an output's place leads nowhere.
     pub(crate) fn take(&self, build: &Build, scratch: &Scratch) -> Result<Trees, FailureCause> {
         let mut listings = Trees::new();
+        let outputs = OpenTree::open(scratch.path())?.reclaim("out")?;
         for output in &build.outputs {
-            let tree = scratch.path().join("out").join(output.as_str());
+            let name = || output.to_string();
+            let tree = outputs.reclaim(output.as_str()).map_err(|error| match error {
+                StoreError::NotADirectory { what, .. } => {
+                    FailureCause::NotADirectory { output: name(), what }
+                }
+                source => FailureCause::Output { output: name(), source },
+            })?;
             // Permissions are declared for the output `out`.
             let permissions = (*output == OutputName::out()).then_some(&build.permissions);
-            let rules = Rules { permissions, drop_shared: true };
-            let refused = |source| FailureCause::Output { output: output.to_string(), source };
+            let rules = Rules { permissions, drop_shared: true, ..self.rules() };
+            let refused = |source| FailureCause::Output { output: name(), source };
             let listing = ingest::take(&tree, rules).map_err(refused)?;
-            let name = || output.to_string();
             if listing.root().is_empty() {
                 return Err(FailureCause::Empty { output: name() });
             }
             if listing.find(srp_store::compose::RESERVED).is_some() {
                 return Err(FailureCause::Reserved { output: name() });
             }
-            listings.insert(output.clone(), (tree, Arc::new(listing)));
+            listings.insert(output.clone(), (tree.path().to_owned(), Arc::new(listing)));
         }
         Ok(listings)
+    }
+
+    /// How foreign trees are taken in: so much at most, and until somebody says stop.
+    pub(crate) fn rules(&self) -> Rules<'_> {
+        let limits = self.options.output_limits;
+        Rules { limits, cancel: Some(self.cancel.flag()), ..Rules::default() }
     }
 
     /// Examines outputs, and makes objects of them.
@@ -251,10 +266,11 @@ impl Work<'_> {
         roots: &Roots,
         mut listings: Trees,
     ) -> Result<Made, FailureCause> {
+        let cancel = Some(self.cancel.flag());
         if build.allow_sandbox_paths.is_none() {
             let mut occurrences = Vec::new();
             for (tree, _) in listings.values() {
-                let found = scan::forbidden(tree, SANDBOX_PATHS)?;
+                let found = scan::forbidden(&OpenTree::open(tree)?, SANDBOX_PATHS, cancel)?;
                 occurrences.extend(found.iter().map(ToString::to_string));
             }
             if !occurrences.is_empty() {
@@ -310,7 +326,7 @@ impl Work<'_> {
         let tools = Composed::new(&roots.root, &roots.tools);
         let mut references = BTreeMap::new();
         for (output, (tree, _)) in listings {
-            let findings = scan::scan(tree)?;
+            let findings = scan::scan(&OpenTree::open(tree)?, Some(self.cancel.flag()))?;
             let resolved = scan::resolve(&findings, &own, &libs, &tools, &build.ignore_references)
                 .map_err(|unresolved| FailureCause::References {
                     needs: unresolved.iter().map(ToString::to_string).collect(),

@@ -18,6 +18,11 @@ use std::fmt;
 
 use crate::digest::{Digest, Domain};
 
+/// As many directories may lie in one another, the top one counted: a path has no more names than
+/// that. What walks trees may recurse so deep, and whatever lets trees in refuses deeper ones: a
+/// builder or an archive could nest them more deeply than any stack holds frames.
+pub const MAX_DEPTH: usize = 256;
+
 /// One directory: names in byte order, each once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Directory {

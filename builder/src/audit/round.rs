@@ -155,6 +155,7 @@ fn says_something(cause: &FailureCause) -> bool {
             | FailureCause::OutOfMemory { .. }
             | FailureCause::Limit { .. }
             | FailureCause::Output { .. }
+            | FailureCause::NotADirectory { .. }
             | FailureCause::Empty { .. }
             | FailureCause::Reserved { .. }
     )

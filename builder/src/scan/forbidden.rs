@@ -7,13 +7,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use memchr::memmem::Finder;
-use rayon::prelude::*;
+use srp_store::{OpenTree, StoreError};
 
 use super::{ScanError, containers, walk};
 
@@ -46,30 +43,30 @@ impl fmt::Display for Occurrence {
     }
 }
 
-/// Searches every file below `tree` for every one of `needles`. The result is sorted.
-pub fn forbidden(tree: &Path, needles: &[&str]) -> Result<Vec<Occurrence>, ScanError> {
+/// Searches every file of `tree` for every one of `needles`. The result is sorted.
+pub fn forbidden(
+    tree: &OpenTree,
+    needles: &[&str],
+    cancel: Option<&AtomicBool>,
+) -> Result<Vec<Occurrence>, ScanError> {
     let needles: Vec<&str> = needles.iter().copied().filter(|needle| !needle.is_empty()).collect();
     if needles.is_empty() {
         return Ok(Vec::new());
     }
     let needles = Needles::new(&needles);
-    let found: Result<Vec<Vec<Occurrence>>, ScanError> = walk::walk(tree)?
-        .into_par_iter()
-        .map(|entry| {
-            let hits = match entry.kind {
-                walk::Kind::Regular => search_file(&entry, &needles)?,
-                walk::Kind::Symlink => search_symlink(&entry, &needles)?,
-            };
-            let occurrence = |hit: Hit| Occurrence {
-                file: entry.name.clone(),
-                needle: needles.texts[hit.needle].to_owned(),
-                offset: hit.offset,
-                inside: hit.inside,
-            };
-            Ok(hits.into_iter().map(occurrence).collect())
-        })
-        .collect();
-    let mut occurrences: Vec<Occurrence> = found?.into_iter().flatten().collect();
+    let mut occurrences = super::each(tree, cancel, |entry| {
+        let hits = match entry.kind {
+            walk::Kind::Regular => search_file(tree, entry, &needles, cancel)?,
+            walk::Kind::Symlink => search_symlink(tree, entry, &needles)?,
+        };
+        let occurrence = |hit: Hit| Occurrence {
+            file: entry.name.clone(),
+            needle: needles.texts[hit.needle].to_owned(),
+            offset: hit.offset,
+            inside: hit.inside,
+        };
+        Ok(hits.into_iter().map(occurrence).collect())
+    })?;
     occurrences.sort_unstable();
     occurrences.dedup();
     Ok(occurrences)
@@ -139,8 +136,14 @@ pub(super) struct Search<'a> {
     pub(super) exhausted: Cell<bool>,
     /// Whether archives were nested too deep to enter.
     pub(super) too_deep: Cell<bool>,
+    /// How many decoders whose memory the stream decides are at work, one inside the other.
+    pub(super) decoders: Cell<u32>,
+    /// Whether one would have taken more memory than it may.
+    pub(super) too_much_memory: Cell<bool>,
     /// What was found.
     pub(super) hits: RefCell<Vec<Hit>>,
+    /// True when it is to end soon.
+    pub(super) cancel: Option<&'a AtomicBool>,
 }
 
 impl<'a> Search<'a> {
@@ -150,21 +153,40 @@ impl<'a> Search<'a> {
             budget_bytes: Cell::new(limit_bytes),
             exhausted: Cell::new(false),
             too_deep: Cell::new(false),
+            decoders: Cell::new(0),
+            too_much_memory: Cell::new(false),
             hits: RefCell::new(Vec::new()),
+            cancel: None,
         }
+    }
+
+    /// Whether it is to end soon.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed))
     }
 }
 
-fn search_file(entry: &walk::Found, needles: &Needles<'_>) -> Result<Vec<Hit>, ScanError> {
-    let Some((file, metadata)) = walk::open(&entry.path)? else {
-        return Ok(Vec::new());
-    };
-    let search = Search::new(needles, UNPACKED_LIMIT_BYTES);
-    containers::search_file(&search, file, metadata.size())
-        .map_err(|source| ScanError::Read { path: entry.path.clone(), source })?;
+fn search_file(
+    tree: &OpenTree,
+    entry: &walk::Found,
+    needles: &Needles<'_>,
+    cancel: Option<&AtomicBool>,
+) -> Result<Vec<Hit>, ScanError> {
+    let (file, stat) =
+        tree.file(&entry.path).map_err(|error| walk::unreadable(tree, &entry.path, error))?;
+    let search = Search { cancel, ..Search::new(needles, UNPACKED_LIMIT_BYTES) };
+    containers::search_file(&search, file, stat.st_size as u64).map_err(|error| {
+        match search.is_cancelled() {
+            true => StoreError::Cancelled.into(),
+            false => walk::unreadable(tree, &entry.path, error),
+        }
+    })?;
     if search.exhausted.get() {
         let limit_bytes = UNPACKED_LIMIT_BYTES;
         return Err(ScanError::UnpacksTooLarge { file: entry.name.clone(), limit_bytes });
+    }
+    if search.too_much_memory.get() {
+        return Err(ScanError::TooMuchMemory { file: entry.name.clone() });
     }
     if search.too_deep.get() {
         let limit = containers::DEPTH_LIMIT;
@@ -173,11 +195,15 @@ fn search_file(entry: &walk::Found, needles: &Needles<'_>) -> Result<Vec<Hit>, S
     Ok(search.hits.into_inner())
 }
 
-fn search_symlink(entry: &walk::Found, needles: &Needles<'_>) -> Result<Vec<Hit>, ScanError> {
-    let target = std::fs::read_link(&entry.path)
-        .map_err(|source: io::Error| ScanError::Read { path: entry.path.clone(), source })?;
+fn search_symlink(
+    tree: &OpenTree,
+    entry: &walk::Found,
+    needles: &Needles<'_>,
+) -> Result<Vec<Hit>, ScanError> {
+    let target =
+        tree.link(&entry.path).map_err(|error| walk::unreadable(tree, &entry.path, error))?;
     let mut found = vec![None; needles.len()];
-    needles.find(target.as_os_str().as_bytes(), 0, &mut found);
+    needles.find(&target, 0, &mut found);
     let hit = |(needle, offset): (usize, Option<u64>)| {
         Some(Hit { needle, offset: offset?, inside: None })
     };

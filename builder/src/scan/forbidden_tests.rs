@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::io::{Cursor, Read, Write};
+use std::io::{self, Cursor, Read, Write};
 use std::os::unix::fs::symlink;
 use std::process::Command;
 use std::sync::LazyLock;
@@ -21,7 +21,7 @@ const NAME: &[u8] = b"x = '/srp/build/x';";
 fn found(bytes: &[u8]) -> Vec<String> {
     let tree = TempDir::new().unwrap();
     fs::write(tree.path().join("f"), bytes).unwrap();
-    let occurrences = forbidden(tree.path(), NEEDLES).unwrap();
+    let occurrences = forbidden(&OpenTree::open(tree.path()).unwrap(), NEEDLES, None).unwrap();
     occurrences.iter().map(Occurrence::to_string).collect()
 }
 
@@ -115,7 +115,7 @@ fn plain_bytes_and_symlinks() {
     fs::write(tree.path().join("clean"), "/srp /srp/ /srpbuild").unwrap();
     symlink("../../srp/sysroot/usr", tree.path().join("d/link")).unwrap();
     symlink("/dev/stdin", tree.path().join("not-followed")).unwrap();
-    let found = forbidden(tree.path(), NEEDLES).unwrap();
+    let found = forbidden(&OpenTree::open(tree.path()).unwrap(), NEEDLES, None).unwrap();
     let found: Vec<String> = found.iter().map(Occurrence::to_string).collect();
     assert_eq!(
         found,
@@ -125,7 +125,7 @@ fn plain_bytes_and_symlinks() {
             "d/link contains /srp/sysroot at byte 5",
         ]
     );
-    assert_eq!(forbidden(tree.path(), &[]).unwrap(), []);
+    assert_eq!(forbidden(&OpenTree::open(tree.path()).unwrap(), &[], None).unwrap(), []);
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn compressed_debugging_sections() {
     let mut ar = Command::new("ar");
     ar.arg("rc").arg(out.path().join("libx.a")).arg(out.path().join("input.o"));
     assert!(ar.status().expect("ar comes with the compiler").success());
-    let mut inside: Vec<_> = forbidden(out.path(), NEEDLES)
+    let mut inside: Vec<_> = forbidden(&OpenTree::open(out.path()).unwrap(), NEEDLES, None)
         .unwrap()
         .into_iter()
         .filter(|occurrence| occurrence.inside.is_some())
@@ -250,11 +250,28 @@ fn more_than_is_searched_is_an_error() {
 
     let tree = TempDir::new().unwrap();
     fs::write(tree.path().join("f"), &nested).unwrap();
-    let error = forbidden(tree.path(), NEEDLES).unwrap_err();
+    let error = forbidden(&OpenTree::open(tree.path()).unwrap(), NEEDLES, None).unwrap_err();
     assert_eq!(
         error.to_string(),
         "f nests archives more than 12 deep, which is as deep as is searched"
     );
+}
+
+#[test]
+fn a_stream_that_would_take_all_memory_is_refused_by_name() {
+    // A frame that holds a few raw bytes, and says that it refers back by up to 2 GiB.
+    let header = (NAME.len() as u32) << 3 | 1;
+    let frame = [b"\x28\xb5\x2f\xfd\x00\xa8", &header.to_le_bytes()[..3], NAME].concat();
+    // xz's own presets and zstd's take less, also one in another.
+    let usual = [zstd(&xz(NAME)), xz(&xz(NAME)), gzip(&xz(&zstd(NAME)))];
+    assert!(usual.iter().all(|bytes| found(bytes).len() == 1));
+    for bytes in [frame.clone(), gzip(&frame), zip(93, &frame, false)] {
+        let tree = TempDir::new().unwrap();
+        fs::write(tree.path().join("f"), bytes).unwrap();
+        let tree = OpenTree::open(tree.path()).unwrap();
+        let error = forbidden(&tree, NEEDLES, None).unwrap_err().to_string();
+        assert!(error.starts_with("f takes more than 128 MiB"), "{error}");
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use srp_store::MAX_DEPTH;
 use thiserror::Error;
 
 use super::{Format, UnpackSpec};
@@ -9,9 +10,6 @@ use super::{Format, UnpackSpec};
 /// What Linux itself allows.
 const MAX_PATH_BYTES: usize = 4095;
 const MAX_NAME_BYTES: usize = 255;
-
-/// Deeper trees are attacks on whatever walks them.
-const MAX_DEPTH: usize = 200;
 
 /// The top-level directories that a merged `/usr` holds.
 const MERGED: &[&[u8]] = &[b"bin", b"sbin", b"lib", b"lib32", b"lib64", b"libx32"];
@@ -29,7 +27,7 @@ pub enum PathError {
     #[error("it contains a NUL byte")]
     Nul,
     /// It, or one of its names, is too long, or it is too deep.
-    #[error("it is longer or deeper than is allowed (4095 bytes, 255 in a name, 200 names)")]
+    #[error("it is longer or deeper than is allowed (4095 bytes, 255 in a name, 256 names)")]
     TooLong,
     /// It names nothing.
     #[error("it is empty")]
@@ -302,7 +300,7 @@ mod tests {
             (b"/etc/passwd".to_vec(), PathError::Absolute),
             (b"a\0b".to_vec(), PathError::Nul),
             (vec![b'a'; 256], PathError::TooLong),
-            (b"a/".repeat(201), PathError::TooLong),
+            (b"a/".repeat(257), PathError::TooLong),
             (b"abcdefgh/".repeat(456), PathError::TooLong),
         ] {
             assert_eq!(clean(&name), Err(error), "{}", String::from_utf8_lossy(&name));

@@ -11,5 +11,6 @@ static TREE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     fs::write(TREE.path().join("file"), bytes).expect("written");
-    let _ = srp_builder::scan::scan(TREE.path());
+    let tree = srp_store::OpenTree::open(TREE.path()).expect("a directory");
+    let _ = srp_builder::scan::scan(&tree, None);
 });
