@@ -28,8 +28,12 @@ const ELF_MEMBER_LIMIT_BYTES: u64 = 512 << 20;
 /// How much of a file's start tells its format: a tar header's magic ends at 262.
 const HEAD_BYTES: usize = 512;
 
-/// zstd frames may ask for any window; this is the largest that the format's tools make.
-const ZSTD_WINDOW_LOG_MAX: u32 = 31;
+/// A stream says itself how far back it refers, and so how much memory decoding it takes. This is
+/// what the outermost one may take (as a power of two): as much as the formats' tools give without
+/// being asked to. One that lies in another gets half of what that one may take.
+const MEMORY_LOG: u32 = 27;
+/// What decoders need beside that.
+const MEMORY_OVERHEAD_BYTES: u64 = 2 << 20;
 
 /// Searches one file of a tree, at every level. Errors are those of reading the file itself.
 pub(super) fn search_file(search: &Search<'_>, file: File, size_bytes: u64) -> io::Result<()> {
@@ -103,21 +107,21 @@ fn contents(search: &Search<'_>, reader: &mut dyn BufRead, inside: &mut Vec<Stri
     match format {
         Format::Gzip => unpack(search, MultiGzDecoder::new(&mut whole), "gzip", inside),
         Format::Bzip2 => unpack(search, MultiBzDecoder::new(&mut whole), "bzip2", inside),
-        Format::Xz => {
-            if let Ok(stream) = Stream::new_stream_decoder(u64::MAX, CONCATENATED) {
+        Format::Xz => with_memory(search, |log| {
+            if let Ok(stream) = Stream::new_stream_decoder(memory_bytes(log), CONCATENATED) {
                 unpack(search, XzDecoder::new_stream(&mut whole, stream), "xz", inside);
             }
-        }
-        Format::Lzip => {
-            if let Ok(stream) = Stream::new_lzip_decoder(u64::MAX, CONCATENATED) {
+        }),
+        Format::Lzip => with_memory(search, |log| {
+            if let Ok(stream) = Stream::new_lzip_decoder(memory_bytes(log), CONCATENATED) {
                 unpack(search, XzDecoder::new_stream(&mut whole, stream), "lzip", inside);
             }
-        }
-        Format::Zstd => {
-            if let Some(decoder) = zstd_decoder(&mut whole) {
+        }),
+        Format::Zstd => with_memory(search, |log| {
+            if let Some(decoder) = zstd_decoder(&mut whole, log) {
                 unpack(search, decoder, "zstd", inside);
             }
-        }
+        }),
         Format::Zip => zip_members(search, &mut whole, inside),
         Format::Tar => tar_members(search, &mut whole, inside),
         Format::Ar => ar_members(search, &mut whole, inside),
@@ -125,10 +129,30 @@ fn contents(search: &Search<'_>, reader: &mut dyn BufRead, inside: &mut Vec<Stri
     }
 }
 
-fn zstd_decoder<R: BufRead>(reader: R) -> Option<zstd::Decoder<'static, R>> {
+fn zstd_decoder<R: BufRead>(reader: R, memory_log: u32) -> Option<zstd::Decoder<'static, R>> {
     let mut decoder = zstd::Decoder::with_buffer(reader).ok()?;
-    decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).ok()?;
+    decoder.window_log_max(memory_log).ok()?;
     Some(decoder)
+}
+
+/// Decodes with as much memory as is left at this level; `work` gets the power of two.
+fn with_memory(search: &Search<'_>, work: impl FnOnce(u32)) {
+    let level = search.decoders.get();
+    search.decoders.set(level + 1);
+    work(MEMORY_LOG.saturating_sub(level));
+    search.decoders.set(level);
+}
+
+fn memory_bytes(log: u32) -> u64 {
+    (1 << log) + MEMORY_OVERHEAD_BYTES
+}
+
+/// Whether decoding ended because it would take more memory than it may.
+fn takes_too_much(error: &io::Error) -> bool {
+    let by_xz = error.get_ref().and_then(|error| error.downcast_ref::<liblzma::stream::Error>());
+    // zstd's errors are texts.
+    matches!(by_xz, Some(liblzma::stream::Error::MemLimit))
+        || error.to_string().contains("requires too much memory")
 }
 
 /// Searches what `decoder` yields. That it fails at some point only ends what can be searched.
@@ -137,6 +161,9 @@ fn unpack(search: &Search<'_>, decoder: impl Read, name: &str, inside: &mut Vec<
     let mut level = Searching::unpacked(search, decoder);
     contents(search, &mut level, inside);
     if let Err(error) = level.finish(inside) {
+        if takes_too_much(&error) {
+            search.too_much_memory.set(true);
+        }
         tracing::debug!(inside = inside.join(" > "), %error, "searched as far as it decodes");
     }
     inside.pop();
@@ -162,11 +189,11 @@ fn elf_sections<F: Read + Seek>(
         let name = format!("section {}", short(section.name.as_bytes()));
         match section.compression {
             Compression::Zlib => unpack(search, ZlibDecoder::new(stream), &name, inside),
-            Compression::Zstd => {
-                if let Some(decoder) = zstd_decoder(stream) {
+            Compression::Zstd => with_memory(search, |log| {
+                if let Some(decoder) = zstd_decoder(stream, log) {
                     unpack(search, decoder, &name, inside);
                 }
-            }
+            }),
         }
     }
     Ok(())
@@ -262,17 +289,17 @@ fn zip_members(search: &Search<'_>, reader: &mut dyn BufRead, inside: &mut Vec<S
             0 => member(search, &mut body, name, inside),
             8 => unpack_bounded(search, DeflateDecoder::new(&mut body), &name, inside),
             12 => unpack_bounded(search, BzDecoder::new(&mut body), &name, inside),
-            93 => {
-                if let Some(decoder) = zstd_decoder(&mut body) {
+            93 => with_memory(search, |log| {
+                if let Some(decoder) = zstd_decoder(&mut body, log) {
                     unpack_bounded(search, decoder.single_frame(), &name, inside);
                 }
-            }
-            95 => {
-                if let Ok(stream) = Stream::new_stream_decoder(u64::MAX, 0) {
+            }),
+            95 => with_memory(search, |log| {
+                if let Ok(stream) = Stream::new_stream_decoder(memory_bytes(log), 0) {
                     let decoder = XzDecoder::new_stream(&mut body, stream);
                     unpack_bounded(search, decoder, &name, inside);
                 }
-            }
+            }),
             _ => {}
         }
         if !unknown && skip_rest(&mut body).is_err() {
