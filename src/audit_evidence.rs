@@ -18,6 +18,8 @@ use crate::target::short;
 
 /// What is left for others.
 #[derive(Debug, Args)]
+// Another command's struct of the same name is what this one is flattened into.
+#[group(skip)]
 #[command(next_help_heading = "Evidence")]
 pub(crate) struct Arguments {
     /// Sign that this machine has built what comes out identical: srp cache push publishes that

@@ -174,8 +174,8 @@ fn an_output_of_too_many_files_is_refused() {
 
 fn hashing_ends_when_it_is_interrupted() {
     let place = Place::new("return {\"\": sh(\"x\", \"truncate -s 60G $out/usr/huge\")}");
-    let child = place.command(&["realise", "t.x"]).stderr(std::process::Stdio::piped());
-    let child = { child }.spawn().unwrap();
+    let mut command = place.command(&["realise", "t.x"]);
+    let child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
     // The builder is through at once; hashing takes a minute or so.
     let log = place.store().join("logs");
     let began = Instant::now();
