@@ -1,7 +1,7 @@
 //! What an audit leaves for others: signed statements that caches publish, and attestations.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueHint};
@@ -9,6 +9,7 @@ use srp_builder::audit::{Audit, attest};
 use srp_builder::{FailureCause, Request};
 use srp_store::Store;
 use srp_store::cache::{Envelope, IN_TOTO, SecretKey};
+use srp_store::staged::{self, Staged};
 
 use crate::building;
 use crate::context::Context;
@@ -18,7 +19,6 @@ use crate::target::short;
 
 /// What is left for others.
 #[derive(Debug, Args)]
-// Another command's struct of the same name is what this one is flattened into.
 #[group(skip)]
 #[command(next_help_heading = "Evidence")]
 pub(crate) struct Arguments {
@@ -103,7 +103,7 @@ impl Evidence {
         }
         let name = format!("{}-{}.intoto.jsonl", audit.name, short(&audit.derivation));
         let path = directory.join(&name);
-        replace(&path, lines.as_bytes()).map_err(|source| FailureCause::Io {
+        staged::write_synced(&path, lines.as_bytes()).map_err(|source| FailureCause::Io {
             action: format!("write {}", path.display()),
             source,
         })
@@ -118,23 +118,6 @@ impl Evidence {
 /// Makes a directory, and sees whether files can be made in it.
 fn probe(directory: &Path) -> io::Result<()> {
     fs::create_dir_all(directory)?;
-    let file = directory.join(format!(".srp.{}", std::process::id()));
-    File::create_new(&file)?;
-    fs::remove_file(&file)
-}
-
-/// Writes a file whole or not at all; others may do so in the same directory.
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut staged = path.as_os_str().to_owned();
-    staged.push(format!(".{}.partial", std::process::id()));
-    let write = || {
-        File::create_new(&staged)?.write_all(content)?;
-        fs::rename(&staged, path)
-    };
-    let written = write();
-    if written.is_err() {
-        // What went wrong is told; that this could go wrong, too, is not of interest.
-        let _ = fs::remove_file(&staged);
-    }
-    written
+    staged::sweep(directory)?;
+    Staged::new_in(directory, 0o644).map(drop)
 }

@@ -95,7 +95,7 @@ impl Workshop {
         let broker =
             Broker::new(cores).map_err(|error| CommandError::chain(ExitCode::User, error))?;
         Ok(Workshop {
-            launcher: launcher()?,
+            launcher: launcher(),
             fetcher: Fetcher::new(fetcher_config(context)),
             substituters: substituters(context, effort, &cancel)?,
             broker,
@@ -170,22 +170,30 @@ fn present(store: &Store, keys: &[InputKey]) -> CommandResult<Option<Vec<ObjectN
     keys.iter().map(|key| realised(store, key)).collect()
 }
 
-/// The program that becomes the launcher process: this one.
-pub(crate) fn launcher() -> CommandResult<Launcher> {
-    let exe = std::env::current_exe()
-        .map_err(|error| CommandError::chain(ExitCode::User, error).hint("is /proc mounted?"))?;
-    Ok(Launcher::new(exe))
+/// Starts the launcher process from this program: by this name it is found even after its file was
+/// replaced or removed.
+pub(crate) fn launcher() -> Launcher {
+    Launcher::new("/proc/self/exe")
 }
 
 /// How sources are fetched: configuration and environment as plain values.
 pub(crate) fn fetcher_config(context: &Context) -> FetcherConfig {
     let variable = |name: &str| crate::config::text(&|name| std::env::var_os(name), name);
+    let defaults = FetcherConfig::default();
     FetcherConfig {
         mirrors: Mirrors::new(context.config.mirrors.clone()).with_apt_directory("/etc/apt"),
         directories: context.config.sources.clone(),
         network: NetworkSettings::from_variables(variable),
+        git: program("git").unwrap_or(defaults.git),
         ..FetcherConfig::default()
     }
+}
+
+/// A program's absolute path, as `PATH` has it.
+fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let places = std::env::split_paths(&path).filter(|directory| directory.is_absolute());
+    places.map(|directory| directory.join(name)).find(|program| program.is_file())
 }
 
 /// What reaches caches: proxies, certificates and buckets' credentials of the environment.
@@ -226,10 +234,13 @@ fn substituters(
     Ok(Some(Substituters::new(upstreams, policy, cancel.clone())))
 }
 
-/// Nine tenths of this machine's memory: a build that takes more is stopped before the machine is.
+/// Nine tenths of the memory that srp may use, which is the machine's or a container's: a build that
+/// takes more is stopped before the kernel stops something else.
 fn memory_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    total_kib(&text).map(|kib| kib * 1024 / 10 * 9)
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let machine = total_kib(&text).map(|kib| kib * 1024);
+    let most = [machine, srp_builder::sandbox::memory_limit_bytes()].into_iter().flatten().min();
+    most.map(|bytes| bytes / 10 * 9)
 }
 
 fn total_kib(meminfo: &str) -> Option<u64> {
@@ -267,7 +278,12 @@ fn tell(context: &Context, failures: Vec<Failure>, skipped: usize) -> CommandErr
             FailureCause::Store(StoreError::Damaged { .. } | StoreError::Corrupt { .. })
         )
     };
-    let code = if failures.iter().any(damaged) { ExitCode::Integrity } else { ExitCode::Build };
+    let panicked = |failure: &Failure| matches!(failure.cause, FailureCause::Panicked { .. });
+    let code = match () {
+        () if failures.iter().any(panicked) => ExitCode::Internal,
+        () if failures.iter().any(damaged) => ExitCode::Integrity,
+        () => ExitCode::Build,
+    };
     CommandError::new(code, summary(failures.len(), skipped))
 }
 

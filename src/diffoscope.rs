@@ -4,12 +4,12 @@
 //! It is no part of an audit: it runs afterwards, outside of any sandbox, on what is kept.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
 use srp_builder::audit::{Audit, Difference};
+use srp_store::staged::Staged;
 use srp_store::{OutputName, Store};
 
 use crate::error::{CommandError, CommandResult, ExitCode};
@@ -68,18 +68,20 @@ fn report(registered: &Path, rebuilt: &Path) -> CommandResult<Vec<PathBuf>> {
         return Ok(reports);
     }
     // What was interrupted leaves no report that looks whole.
-    let partial = [beside("txt.partial"), beside("html.partial")];
+    let stage = |path: &PathBuf| Staged::beside(path, 0o644);
+    let partial = reports.iter().map(stage).collect::<Result<Vec<_>, _>>();
+    let partial = partial.map_err(|error| not_run(&error))?;
     terminal::say(&format!("{PROGRAM} compares {}", rebuilt.display()));
     let mut command = Command::new(PROGRAM);
     // Times and owners are the store's own; of other directories there is nothing to say.
     command.args(["--no-progress", "--exclude-directory-metadata=yes"]);
-    command.arg("--text").arg(&partial[0]).arg("--html").arg(&partial[1]);
+    command.arg("--text").arg(partial[0].path()).arg("--html").arg(partial[1].path());
     command.arg(registered).arg(rebuilt).env("LC_ALL", "C.UTF-8").stdin(Stdio::null());
     let output = command.output().map_err(|error| not_run(&error))?;
     match output.status.code() {
         Some(1) => {
-            for (partial, report) in partial.iter().zip(&reports) {
-                fs::rename(partial, report).map_err(|error| not_run(&error))?;
+            for (partial, report) in partial.into_iter().zip(&reports) {
+                partial.place(report).map_err(|error| not_run(&error))?;
             }
             Ok(reports)
         }

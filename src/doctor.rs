@@ -40,7 +40,7 @@ struct Check {
 
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     let mut checks = vec![store(context)?, definitions(context), debian(context)];
-    let launcher = building::launcher()?;
+    let launcher = building::launcher();
     // Where a store would be, its file system is what matters.
     let path = context.store_path()?;
     let nearest = path.ancestors().find(|path| path.is_dir()).unwrap_or(&path);

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 use srp_builder::audit::AuditError;
+use srp_builder::sandbox::SandboxError;
 use srp_builder::{FailureCause, RealiseError};
 use srp_eval::{DefinitionsError, EvalError};
 use srp_store::StoreError;
@@ -293,9 +294,37 @@ impl From<RealiseError> for CommandError {
             RealiseError::Cycle { .. } => CommandError::chain(ExitCode::User, error),
             RealiseError::Incomplete { .. } => CommandError::chain(ExitCode::Internal, error),
             RealiseError::Failed { .. } => CommandError::chain(ExitCode::Build, error),
+            RealiseError::Threads { .. } => CommandError::chain(ExitCode::User, error).hint(
+                "this user or container may have no more processes: see ulimit -u, or its limit of pids",
+            ),
             RealiseError::NoBuild { .. } => CommandError::chain(ExitCode::Build, error)
                 .hint("leave --no-build out to have them built"),
         }
+    }
+}
+
+impl From<SandboxError> for CommandError {
+    fn from(error: SandboxError) -> CommandError {
+        let hint = sandbox_hint(&error);
+        let error = CommandError::chain(ExitCode::User, error);
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
+    }
+}
+
+/// What a user could do about a sandbox that didn't do its work.
+fn sandbox_hint(error: &SandboxError) -> Option<&'static str> {
+    match error {
+        // These have nothing to do with the machine, or say themselves what to do.
+        SandboxError::Command { .. }
+        | SandboxError::NoExecutableMemory
+        | SandboxError::Relay { .. } => None,
+        SandboxError::DirectoryStream { .. } => {
+            Some("let the directory appear in the sandbox: --bind DIR")
+        }
+        _ => Some("srp doctor shows what sandboxes need of this machine"),
     }
 }
 
@@ -303,8 +332,8 @@ impl From<RealiseError> for CommandError {
 pub(crate) fn failure_hints(cause: &FailureCause) -> Vec<String> {
     match cause {
         FailureCause::Fetch(error) => error.hints(),
-        FailureCause::Sandbox(_) => {
-            vec!["srp doctor shows what sandboxes need of this machine".to_owned()]
+        FailureCause::Sandbox(error) => {
+            sandbox_hint(error).map(str::to_owned).into_iter().collect()
         }
         FailureCause::OutOfMemory { .. } => vec![
             "let fewer builds run at once (--jobs 1), or say in its definition what it needs (memory_mib)"

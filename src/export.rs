@@ -9,6 +9,7 @@ use clap::{Args, ValueHint};
 use indicatif::HumanBytes;
 use srp_store::Store;
 use srp_store::cache::{Exported, Exporter, Packs};
+use srp_store::staged::{self, Staged};
 
 use crate::context::Context;
 use crate::error::{CommandError, CommandResult, ExitCode};
@@ -55,7 +56,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
         key: key.as_ref(),
         builder: signing::builder(key.as_ref()),
     };
-    let mut to = Metered { to: &output.file, meter: meter.clone() };
+    let mut to = Metered { to: output.file(), meter: meter.clone() };
     let exported = exporter.export(&asked, &mut to);
     meter.finish();
     let contents = exported.map_err(|error| meter.explain(error, "what was written is no use"))?;
@@ -100,10 +101,11 @@ pub(crate) fn asked(
 }
 
 /// What an export is written to.
-struct Output {
-    file: File,
-    /// A new file has another name until it is complete.
-    place: Option<(PathBuf, PathBuf)>,
+enum Output {
+    /// What is there already: standard output, a device, a named pipe.
+    Open(File),
+    /// A new file, which has another name until it is complete.
+    New(Staged, PathBuf),
 }
 
 impl Output {
@@ -117,37 +119,33 @@ impl Output {
             // Not through std's stdout, which looks for the ends of lines.
             let file = output.as_fd().try_clone_to_owned();
             let file = file.map_err(|error| CommandError::chain(ExitCode::User, error))?.into();
-            return Ok(Output { file, place: None });
+            return Ok(Output::Open(file));
         };
         let failed = |error| failed("write", path, &error);
         // A device or a named pipe is written to as it is.
         if fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
             let file = File::options().write(true).open(path).map_err(failed)?;
-            return Ok(Output { file, place: None });
+            return Ok(Output::Open(file));
         }
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let partial = path.with_file_name(format!(".{name}.{}.partial", std::process::id()));
-        let file = File::create_new(&partial).map_err(failed)?;
-        Ok(Output { file, place: Some((partial, path.to_owned())) })
+        // What a killed export left there may be as long as this one gets.
+        staged::sweep(path.parent().unwrap_or(Path::new("."))).map_err(failed)?;
+        Ok(Output::New(Staged::beside(path, 0o644).map_err(failed)?, path.to_owned()))
+    }
+
+    fn file(&self) -> &File {
+        match self {
+            Output::Open(file) => file,
+            Output::New(staged, _) => staged.file(),
+        }
     }
 
     /// All of it is written: it survives from here on that a stick is pulled out.
-    fn finish(mut self) -> CommandResult {
-        let Some((partial, path)) = self.place.take() else { return Ok(()) };
-        let place = || {
-            self.file.sync_all()?;
-            fs::rename(&partial, &path)?;
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
-        };
-        place().map_err(|error| failed("write", &path, &error))
-    }
-}
-
-impl Drop for Output {
-    fn drop(&mut self) {
-        if let Some((partial, _)) = &self.place {
-            let _ = fs::remove_file(partial);
+    fn finish(self) -> CommandResult {
+        match self {
+            Output::Open(_) => Ok(()),
+            Output::New(staged, path) => {
+                staged.place_synced(&path).map_err(|error| failed("write", &path, &error))
+            }
         }
     }
 }

@@ -4,17 +4,20 @@
 //! in a signal handler. Sandboxes and their launcher have a mask of their own; they end with srp,
 //! whatever happens to it.
 
+use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, Signal};
+use nix::unistd::pipe2;
 use srp_builder::CancelToken;
+use srp_builder::sandbox::{is_ignored, restore_terminal};
 
 use crate::error::{CommandError, CommandResult, ExitCode};
 
 static TOKEN: OnceLock<CancelToken> = OnceLock::new();
-/// Whether another program has the terminal, so that Ctrl-C is for it.
-static LENT: AtomicBool = AtomicBool::new(false);
+/// Where signals go that are a shell's to answer.
+static FORWARDED: OnceLock<OwnedFd> = OnceLock::new();
 
 /// Answers signals from here on, for the rest of the process's life.
 ///
@@ -24,36 +27,56 @@ pub(crate) fn install() -> CommandResult<CancelToken> {
     if let Some(token) = TOKEN.get() {
         return Ok(token.clone());
     }
-    let signals =
-        SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT]);
-    let internal = |error| CommandError::chain(ExitCode::Internal, error);
-    let token = CancelToken::new().map_err(internal)?;
+    // What the caller had ignored stays so: that is what nohup and a shell's `&` do.
+    let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+    let about_terminals = [Signal::SIGWINCH, Signal::SIGCONT];
+    let answered = signals.into_iter().filter(|signal| !is_ignored(*signal));
+    let signals: SigSet = answered.chain(about_terminals).collect();
+    // No descriptor or no thread left: that is the machine's doing.
+    let failed = |error| {
+        CommandError::chain(ExitCode::User, error)
+            .hint("this user or container may have too few open files (ulimit -n) or processes (ulimit -u)")
+    };
+    let token = CancelToken::new().map_err(failed)?;
     let token = TOKEN.get_or_init(|| token).clone();
-    signals.thread_block().map_err(std::io::Error::from).map_err(internal)?;
+    signals.thread_block().map_err(std::io::Error::from).map_err(failed)?;
     let cancel = token.clone();
     std::thread::Builder::new()
         .name("srp-signals".to_owned())
         .spawn(move || answer(&signals, &cancel))
-        .map_err(internal)?;
+        .map_err(failed)?;
     Ok(token)
 }
 
-/// From here on Ctrl-C is for the program that has the terminal.
-pub(crate) fn lend_terminal() {
-    LENT.store(true, Ordering::Release);
+/// From here on a shell's program answers SIGINT and SIGQUIT, and what is about terminals: their
+/// numbers come on this descriptor.
+pub(crate) fn forward() -> CommandResult<OwnedFd> {
+    let internal = |error| CommandError::chain(ExitCode::Internal, std::io::Error::from(error));
+    let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).map_err(internal)?;
+    // There is one shell in the life of a process.
+    let _ = FORWARDED.set(write);
+    Ok(read)
 }
 
 fn answer(signals: &SigSet, cancel: &CancelToken) {
     while let Ok(signal) = signals.wait() {
-        let lent = LENT.load(Ordering::Acquire);
-        if lent && matches!(signal, Signal::SIGINT | Signal::SIGQUIT) {
+        let forwarded = FORWARDED.get();
+        let for_shells =
+            [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGWINCH, Signal::SIGCONT].contains(&signal);
+        if let Some(pipe) = forwarded.filter(|_| for_shells) {
+            // A pipe that is full has such a signal in it already.
+            let _ = nix::unistd::write(pipe, &[signal as u8]);
+            continue;
+        }
+        if matches!(signal, Signal::SIGWINCH | Signal::SIGCONT) {
             continue;
         }
         if cancel.is_cancelled() {
+            restore_terminal();
             std::process::exit(ExitCode::Interrupted as i32);
         }
         cancel.cancel();
-        if !lent {
+        if forwarded.is_none() {
             crate::terminal::say("stopping; once more ends srp at once");
         }
     }

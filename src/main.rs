@@ -19,6 +19,7 @@ mod closure;
 mod config;
 mod context;
 mod diffoscope;
+mod display;
 mod doctor;
 mod error;
 mod export;
@@ -64,8 +65,15 @@ fn main() -> std::process::ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "__sandbox") {
         srp_builder::sandbox::launcher_main();
     }
+    srp_builder::sandbox::normalise_process();
     let CommandLine { options, command } = CommandLine::parse();
     let style = Style::new(options.color, std::env::var_os("NO_COLOR").is_some());
+    let print_panic = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !srp_store::is_index_panic() {
+            print_panic(panic);
+        }
+    }));
     // A panic has printed its message already.
     let result = std::panic::catch_unwind(|| run(options, &command));
     let code = match result {

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use srp_builder::{Activity, CancelToken, Event, Observer, Task};
 use srp_store::StaticHash;
 
@@ -81,7 +81,9 @@ impl Progress {
             verbose: options.verbose > 0,
             style: context.style,
             cancel: cancel.clone(),
-            live: (live && !options.quiet).then(|| draw(Arc::clone(&state), context.style)),
+            live: (live && !options.quiet)
+                .then(|| draw(Arc::clone(&state), context.style))
+                .flatten(),
             state,
         }
     }
@@ -339,12 +341,12 @@ impl Row {
     }
 }
 
-/// Starts drawing; dropping the sender ends it.
-fn draw(state: Arc<Mutex<State>>, style: Style) -> (Sender<()>, JoinHandle<()>) {
-    let display = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(20));
-    terminal::set_live(&display);
+/// Starts drawing; dropping the sender ends it. None if there can't be a thread for that.
+fn draw(state: Arc<Mutex<State>>, style: Style) -> Option<(Sender<()>, JoinHandle<()>)> {
+    let display = MultiProgress::with_draw_target(crate::display::target());
+    let shown = display.clone();
     let (stop, stopped) = mpsc::channel();
-    let thread = std::thread::spawn(move || {
+    let thread = std::thread::Builder::new().name("srp-display".to_owned()).spawn(move || {
         let template = ProgressStyle::with_template("{wide_msg}").expect("a valid template");
         let mut bars: Vec<ProgressBar> = Vec::new();
         let mut drawn = Vec::new();
@@ -371,7 +373,9 @@ fn draw(state: Arc<Mutex<State>>, style: Style) -> (Sender<()>, JoinHandle<()>) 
         // Clearing a display that nothing was drawn on is no failure.
         drop(display.clear());
     });
-    (stop, thread)
+    let thread = thread.ok()?;
+    terminal::set_live(&shown);
+    Some((stop, thread))
 }
 
 fn doing(activity: Activity) -> &'static str {

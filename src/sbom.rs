@@ -173,7 +173,11 @@ fn creator() -> String {
 
 /// Where everybody can fetch it, if the definitions know such a place.
 fn public_url(derivation: &Derivation) -> Option<&String> {
-    derivation.advice.urls.iter().find(|url| url.starts_with("http"))
+    let is_public = |url: &&String| {
+        let scheme = url.split("://").next().unwrap_or_default().to_ascii_lowercase();
+        matches!(scheme.as_str(), "http" | "https" | "git+http" | "git+https")
+    };
+    derivation.advice.urls.iter().find(is_public)
 }
 
 /// As in <https://github.com/package-url/purl-spec>.

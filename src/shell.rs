@@ -1,6 +1,7 @@
 //! `srp shell`: entering the root that an attribute stands for.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueHint};
@@ -72,12 +73,10 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult<u8>
     };
     let plan = shell.plan(&request, &machine).map_err(failed)?;
     let cancel = interrupt::install()?;
-    interrupt::lend_terminal();
-    let outcome =
-        building::launcher()?.run(&plan, &mut std::io::sink(), &cancel).map_err(|error| {
-            CommandError::chain(ExitCode::User, error)
-                .hint("srp doctor shows what sandboxes need of this machine")
-        })?;
+    let signals = interrupt::forward()?;
+    let outcome = building::launcher()
+        .run_interactive(&plan, signals.as_fd(), &cancel)
+        .map_err(CommandError::from)?;
     match outcome.status {
         Status::Exited(code) => Ok(u8::try_from(code).unwrap_or(ExitCode::User as u8)),
         Status::Signaled(signal) => Ok(u8::try_from(128 + signal).unwrap_or(ExitCode::User as u8)),

@@ -27,6 +27,7 @@ mod cases {
     mod machines;
     mod memory;
     mod neighbours;
+    mod patches;
     mod provenance;
     mod realise;
     mod refusals;

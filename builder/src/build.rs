@@ -18,8 +18,8 @@ use crate::event::Event;
 use crate::request::FailureCause;
 use crate::roots::{Composed, Outputs};
 use crate::sandbox::{
-    Abi, Bind, BinfmtHandler, Limit, Limits, LimitsBy, Outcome, SandboxPlan, SkeletonEntry, Status,
-    out_of_memory_kills,
+    Abi, Bind, BinfmtHandler, Limit, Limits, LimitsBy, NotStarted, Outcome, SandboxError,
+    SandboxPlan, SkeletonEntry, Status, out_of_memory_kills,
 };
 use crate::scan::{self, Provider};
 use crate::work::{Chosen, Made, Work};
@@ -118,9 +118,15 @@ impl Work<'_> {
         let outcome = self.launcher.run(&plan, &mut log, self.cancel);
         drop(jobserver);
         log.finish()?;
-        let outcome = outcome?;
+        let outcome = outcome.map_err(|error| match error {
+            SandboxError::Command { program, why: NotStarted::Absent, .. } => {
+                FailureCause::NoBuilder { builder: program }
+            }
+            error => error.into(),
+        })?;
         free();
-        check_outcome(&outcome, out_of_memory_kills().saturating_sub(killed_before))?;
+        let killed = out_of_memory_kills().saturating_sub(killed_before);
+        check_outcome(&outcome, &plan.limits, killed)?;
         // What the builder left beside its outputs is no longer needed, and may be large.
         for path in written {
             srp_store::remove_tree(&path)?;
@@ -431,7 +437,7 @@ pub(crate) fn skeleton(root: &Composition) -> Vec<SkeletonEntry> {
 }
 
 /// `killed` is how many processes the kernel killed for lack of memory while the build ran.
-fn check_outcome(outcome: &Outcome, killed: u64) -> Result<(), FailureCause> {
+fn check_outcome(outcome: &Outcome, limits: &Limits, killed: u64) -> Result<(), FailureCause> {
     let peak_memory_bytes = outcome.peak_memory_bytes;
     let failed = |how: String| match killed {
         0 => Err(FailureCause::Builder { how }),
@@ -445,16 +451,30 @@ fn check_outcome(outcome: &Outcome, killed: u64) -> Result<(), FailureCause> {
         Status::Cancelled => Err(FailureCause::Builder { how: "was cancelled".to_owned() }),
         Status::LimitExceeded(limit) => Err(FailureCause::Limit {
             limit: match limit {
-                Limit::Memory => {
-                    "its processes took more memory than builds may (memory_mib of the configuration, \
-                     else nine tenths of the machine's)"
+                Limit::Memory => format!(
+                    "took more memory than the {} MiB that a build may (memory_mib of the \
+                     configuration, else nine tenths of what srp may use); its processes held \
+                     {} MiB at most",
+                    limits.memory_bytes.unwrap_or_default() >> 20,
+                    peak_memory_bytes >> 20
+                ),
+                Limit::Processes => {
+                    let most = limits.processes.unwrap_or_default();
+                    format!("started more processes than the {most} that a build may")
                 }
-                Limit::Processes => "it started more processes than a build may",
-                Limit::Time => "it took longer than it may",
-                Limit::Silence => "it said nothing for longer than it may",
-                Limit::Log => "it wrote more to its log than it may",
-            }
-            .to_owned(),
+                Limit::Time => {
+                    let seconds = limits.seconds.unwrap_or_default();
+                    format!("timed out after {seconds} s (timeout_seconds = {seconds})")
+                }
+                Limit::Silence => {
+                    let seconds = limits.silence_seconds.unwrap_or_default();
+                    format!("printed nothing for {seconds} s (silence_seconds = {seconds})")
+                }
+                Limit::Log => format!(
+                    "wrote more to its log than the {} MiB that a build may",
+                    limits.log_bytes.unwrap_or_default() >> 20
+                ),
+            },
             peak_memory_bytes,
         }),
     }

@@ -4,6 +4,7 @@
 //! one, the same things come out.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use petgraph::graph::NodeIndex;
 use srp_store::{Action, Derivation, History, Index, StaticHash, Store};
@@ -21,10 +22,9 @@ impl Estimates {
     /// What the store's index knows about what is planned.
     pub(crate) fn read(store: &Store, request: &Request, plan: &Plan) -> Estimates {
         // The index is only worth its opening where there is an order to choose.
-        let index =
-            (plan.graph.node_count() > 1).then(|| Index::open(&store.directory("index"))).and_then(
-                |index| index.inspect_err(|error| tracing::debug!(%error, "no build history")).ok(),
-            );
+        let index = (plan.graph.node_count() > 1).then(|| Index::open(store)).and_then(|index| {
+            index.inspect_err(|error| tracing::debug!(%error, "no build history")).ok()
+        });
         let history = plan
             .graph
             .node_weights()
@@ -38,14 +38,23 @@ impl Estimates {
 
     /// For each derivation, the time from its start to the end of everything above it.
     pub(crate) fn remaining(&self, request: &Request, plan: &Plan) -> HashMap<NodeIndex, u64> {
-        plan.remaining(&|hash| match self.history.get(hash) {
+        plan.remaining(&|hash| self.milliseconds(hash, &request.derivations[hash]))
+    }
+
+    /// The time that it will take: what it took the last time, else what such things do.
+    pub(crate) fn duration(&self, hash: &StaticHash, derivation: &Derivation) -> Duration {
+        Duration::from_millis(self.milliseconds(hash, derivation))
+    }
+
+    fn milliseconds(&self, hash: &StaticHash, derivation: &Derivation) -> u64 {
+        match self.history.get(hash) {
             Some(history) => history.milliseconds,
-            None => match &request.derivations[hash].action {
+            None => match &derivation.action {
                 Action::Build(_) => 60_000,
                 Action::Fetch(_) => 2_000,
                 Action::Stage(_) => 100,
             },
-        })
+        }
     }
 
     /// The memory that it will hold at most: what it held the last time, else what its definition

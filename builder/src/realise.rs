@@ -76,11 +76,20 @@ impl Builder<'_> {
             }
             let run = Run::new(self, request, &plan, observer, cancel);
             let chosen = std::thread::scope(|scope| {
+                if builds > 0 {
+                    // Without a thread of its own the first build does it.
+                    let prepare = || self.launcher.prepare();
+                    drop(std::thread::Builder::new().spawn_scoped(scope, prepare));
+                }
                 if let Some(substituters) = self.substituters
                     && plan.graph.node_count() > 0
                     && !std::mem::replace(&mut compared, true)
                 {
-                    scope.spawn(|| substituters.compare_with_memory(self.store, &request.roots));
+                    let compare = || substituters.compare_with_memory(self.store, &request.roots);
+                    // Without a thread of its own it is done first.
+                    if std::thread::Builder::new().spawn_scoped(scope, compare).is_err() {
+                        substituters.compare_with_memory(self.store, &request.roots);
+                    }
                 }
                 run.run()
             })?;

@@ -124,9 +124,9 @@ pub enum FailureCause {
         peak_memory_bytes: u64,
     },
     /// A limit was exceeded.
-    #[error("it was stopped: {limit}; its processes held {} MiB at most", peak_memory_bytes >> 20)]
+    #[error("{limit}")]
     Limit {
-        /// Which limit, in words.
+        /// What happened and which limit that passed.
         limit: String,
         /// The most memory they held at once.
         peak_memory_bytes: u64,
@@ -183,6 +183,18 @@ pub enum FailureCause {
     /// The sandbox could not be set up.
     #[error(transparent)]
     Sandbox(#[from] crate::sandbox::SandboxError),
+    /// The program that is its builder isn't in its root.
+    #[error("no input in tools has its builder {builder}")]
+    NoBuilder {
+        /// The builder's path.
+        builder: String,
+    },
+    /// srp failed while it worked on it.
+    #[error("srp panicked while it worked on it, which is a bug: {message}")]
+    Panicked {
+        /// What the panic said.
+        message: String,
+    },
     /// Nothing here can run its builder.
     #[error(
         "its builder runs on {triple}, which this machine ({machine}) can't run, and the definitions have no runner for {arch}"
@@ -220,6 +232,13 @@ pub enum FailureCause {
 }
 
 impl FailureCause {
+    /// Of what a thread panicked with.
+    pub(crate) fn of_panic(payload: &(dyn std::any::Any + Send)) -> FailureCause {
+        let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
+        FailureCause::Panicked { message: text.unwrap_or_else(|| "it said nothing".to_owned()) }
+    }
+
     /// What the build's processes held at most, where that was why it failed.
     pub(crate) fn peak_memory_bytes(&self) -> Option<u64> {
         match self {
@@ -257,6 +276,12 @@ pub enum RealiseError {
     NoBuild {
         /// The derivations' names.
         names: Vec<String>,
+    },
+    /// Nothing can be worked on: the system gives this process no thread.
+    #[error("cannot start a thread")]
+    Threads {
+        /// Why not.
+        source: std::io::Error,
     },
     /// A derivation needs itself.
     #[error("the derivation {name} needs itself")]

@@ -4,6 +4,7 @@
 //! the end above it goes first. Nothing that happens here changes a result, only when it is there.
 
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -19,8 +20,8 @@ use crate::estimates::Estimates;
 use crate::event::{Activity, Event, Observer, Task};
 use crate::plan::{Plan, adopted};
 use crate::realise::Builder;
-use crate::request::{Failure, RealiseError, Request};
-use crate::slots::{Kind, Slots};
+use crate::request::{Failure, FailureCause, RealiseError, Request};
+use crate::slots::{Kind, Reservation, Slots};
 use crate::substitute::TransferError;
 use crate::work::{Came, Chosen, Work};
 
@@ -53,6 +54,8 @@ pub(crate) struct Run<'a> {
     disappointed: bool,
     /// Claims of what was reused: committed together.
     claims: Registration,
+    /// Whether there may be no more threads for now.
+    crowded: Option<std::io::Error>,
 }
 
 enum Message {
@@ -98,6 +101,7 @@ impl<'a> Run<'a> {
             skipped: HashSet::new(),
             disappointed: false,
             claims: Registration::default(),
+            crowded: None,
         };
         first.into_iter().for_each(|node| run.make_ready(node));
         run
@@ -107,11 +111,19 @@ impl<'a> Run<'a> {
     pub(crate) fn run(mut self) -> Result<Option<BTreeMap<StaticHash, Chosen>>, RealiseError> {
         let (sender, receiver) = mpsc::channel();
         let outcome = std::thread::scope(|scope| {
+            // Should this thread panic, the scope waits for all others: that mustn't take hours.
+            let _guard = CancelledByPanic(self.cancel);
             let mut fatal = None;
             let mut asked = Instant::now();
             loop {
                 if fatal.is_none() && !self.stopping() {
+                    self.crowded = None;
                     fatal = self.start(scope, &sender).err();
+                    // What runs will end and make room; where nothing runs, there is none.
+                    if self.running.is_empty() {
+                        fatal = fatal
+                            .or(self.crowded.take().map(|source| RealiseError::Threads { source }));
+                    }
                 }
                 if self.running.is_empty()
                     && (fatal.is_some()
@@ -189,7 +201,11 @@ impl<'a> Run<'a> {
         'a: 'scope,
     {
         let mut waiting = Vec::new();
-        while self.running.fits(kind, 0)
+        // Memory that the first that doesn't fit will need: what comes after it may only have
+        // what it leaves, or small builds would keep a large one waiting for ever.
+        let mut reserved: Option<Reservation> = None;
+        while self.crowded.is_none()
+            && self.running.fits(kind, 0)
             && let Some((priority, node)) = self.ready[kind as usize].pop()
         {
             let (hash, derivation) = self.derivation(node);
@@ -197,7 +213,14 @@ impl<'a> Run<'a> {
                 self.substitute(scope, sender, node)?;
                 continue;
             }
-            if !self.running.fits(kind, self.estimates.memory_bytes(&hash, derivation)) {
+            let memory_bytes = self.estimates.memory_bytes(&hash, derivation);
+            let duration = self.estimates.duration(&hash, derivation);
+            if !self.running.fits(kind, memory_bytes) {
+                reserved.get_or_insert_with(|| self.running.reserve(memory_bytes));
+                waiting.push((priority, node));
+                continue;
+            }
+            if reserved.as_mut().is_some_and(|it| !it.admits(memory_bytes, duration)) {
                 waiting.push((priority, node));
                 continue;
             }
@@ -255,38 +278,69 @@ impl<'a> Run<'a> {
             self.choose(node, claim.outputs);
             return Ok(());
         }
-        self.running.take(node, Kind::Substitution, 0);
-        let sender = sender.clone();
-        scope.spawn(move || {
+        let failure = move |cause| {
+            Box::new(Failure {
+                derivation: hash,
+                name: derivation.name.to_string(),
+                cause,
+                log_tail: Vec::new(),
+                log: None,
+                resolved: Some(offer.claim.resolved),
+            })
+        };
+        let work = move || {
             observer.event(Event::Started { task, activity: Activity::Substituting });
             let total = Some(offer.bytes());
             let progress = |bytes| observer.event(Event::Fetched { task, bytes, total });
             let result = substituters.transfer(store, offer, &progress);
             drop(lock);
-            let message = match result {
+            match result {
                 Ok(()) => Message::Done(node, Ok((offer.claim.outputs.clone(), Came::Substituted))),
                 Err(TransferError::Store(error)) => {
-                    let failure = Failure {
-                        derivation: hash,
-                        name: derivation.name.to_string(),
-                        cause: error.into(),
-                        log_tail: Vec::new(),
-                        log: None,
-                        resolved: Some(offer.claim.resolved),
-                    };
+                    let failure = failure(error.into());
                     let reason = failure.cause.to_string();
                     observer.event(Event::Failed { task, reason: &reason });
-                    Message::Done(node, Err(Box::new(failure)))
+                    Message::Done(node, Err(failure))
                 }
                 Err(error) => {
                     tracing::debug!(%error, "it is planned anew");
                     Message::Disappointed(node)
                 }
+            }
+        };
+        let panicked = move |cause| Message::Done(node, Err(failure(cause)));
+        if self.work_in_a_thread(scope, sender, node, work, panicked) {
+            self.running.take(node, Kind::Substitution, 0, Duration::ZERO);
+        }
+        Ok(())
+    }
+
+    /// Starts a thread for a piece of work, which ends with a message whatever happens in it: one
+    /// that panics must not be waited for. Where there can't be a thread, the work is ready again.
+    fn work_in_a_thread<'scope>(
+        &mut self,
+        scope: &'scope std::thread::Scope<'scope, '_>,
+        sender: &mpsc::Sender<Message>,
+        node: NodeIndex,
+        work: impl FnOnce() -> Message + Send + 'scope,
+        panicked: impl FnOnce(FailureCause) -> Message + Send + 'scope,
+    ) -> bool {
+        let sender = sender.clone();
+        let started = std::thread::Builder::new().spawn_scoped(scope, move || {
+            let message = match std::panic::catch_unwind(AssertUnwindSafe(work)) {
+                Ok(message) => message,
+                Err(payload) => panicked(FailureCause::of_panic(&*payload)),
             };
             // The receiver outlives every sender.
             drop(sender.send(message));
         });
-        Ok(())
+        if let Err(error) = started {
+            tracing::debug!(%error, "no thread: it is tried again when another has ended");
+            self.crowded = Some(error);
+            self.make_ready(node);
+            return false;
+        }
+        true
     }
 
     fn spawn<'scope>(
@@ -322,21 +376,34 @@ impl<'a> Run<'a> {
             runner,
         };
         let memory_bytes = self.estimates.memory_bytes(&hash, derivation);
-        self.running.take(node, self.kind(node), memory_bytes);
-        let sender = sender.clone();
-        scope.spawn(move || {
+        let duration = self.estimates.duration(&hash, derivation);
+        let free_slot = sender.clone();
+        let panicked = move |cause| {
+            let failure = Failure {
+                derivation: hash,
+                name: derivation.name.to_string(),
+                cause,
+                log_tail: Vec::new(),
+                log: None,
+                resolved: Some(resolved),
+            };
+            Message::Done(node, Err(Box::new(failure)))
+        };
+        let work = move || {
             let task = work.task();
             announce(&work);
-            let free = || drop(sender.send(Message::SlotFree(node)));
+            let free = || drop(free_slot.send(Message::SlotFree(node)));
             let result = work.run(&free);
             if let Err(failure) = &result {
                 let reason = failure.cause.to_string();
                 work.observer.event(Event::Failed { task, reason: &reason });
             }
             drop(lock);
-            // The receiver outlives every sender.
-            drop(sender.send(Message::Done(node, result)));
-        });
+            Message::Done(node, result)
+        };
+        if self.work_in_a_thread(scope, sender, node, work, panicked) {
+            self.running.take(node, self.kind(node), memory_bytes, duration);
+        }
     }
 
     fn receive(&mut self, message: Message) {
@@ -470,6 +537,17 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Cancels everything if its thread panics.
+struct CancelledByPanic<'a>(&'a CancelToken);
+
+impl Drop for CancelledByPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.cancel();
+        }
+    }
+}
+
 fn announce(work: &Work<'_>) {
     let activity = activity(work.derivation);
     work.observer.event(Event::Started { task: work.task(), activity });
@@ -480,5 +558,80 @@ fn activity(derivation: &Derivation) -> Activity {
         Action::Fetch(_) => Activity::Fetching,
         Action::Build(_) => Activity::Building,
         Action::Stage(_) => Activity::Composing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use srp_store::{Access, Advice, Stage, Store};
+
+    use super::*;
+    use crate::fetch::{Fetcher, FetcherConfig};
+    use crate::jobserver::Broker;
+    use crate::request::Options;
+    use crate::runner::Machine;
+    use crate::sandbox::Launcher;
+
+    /// Panics when work begins, and when its failure is told.
+    struct Panicking;
+
+    impl Observer for Panicking {
+        fn event(&self, event: Event<'_>) {
+            if matches!(event, Event::Started { .. } | Event::Failed { .. }) {
+                panic!("nobody wants to see this");
+            }
+        }
+    }
+
+    #[test]
+    fn work_that_panics_fails_and_is_not_waited_for() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(&directory.path().join("store"), Access::Write).expect("opened");
+        let triple: srp_store::Triple = "x86_64-linux-musl".parse().expect("a triple");
+        let stage = Stage { build: triple.clone(), host: triple, inputs: Vec::new() };
+        let derivation = Derivation {
+            name: "stage".parse().expect("a name"),
+            version: String::new(),
+            action: Action::Stage(stage),
+            advice: Advice::default(),
+        };
+        let hash = derivation.static_hash();
+        let request = Request {
+            goals: vec![InputKey { derivation: hash, output: OutputName::out() }],
+            derivations: [(hash, derivation)].into(),
+            ..Request::default()
+        };
+        let (launcher, fetcher) = (Launcher::new("/proc/self/exe"), FetcherConfig::default());
+        let (fetcher, broker) = (Fetcher::new(fetcher), Broker::new(1).expect("a broker"));
+        let options = Options {
+            jobs: 1,
+            cores: 1,
+            fetches: 1,
+            substitutions: 1,
+            no_build: false,
+            keep_going: true,
+            timeout_seconds: None,
+            silence_seconds: None,
+            log_bytes: None,
+            memory_bytes: None,
+            output_limits: Default::default(),
+        };
+        let builder = Builder {
+            store: &store,
+            launcher: &launcher,
+            fetcher: &fetcher,
+            substituters: None,
+            broker: &broker,
+            machine: Machine::here(),
+            options,
+        };
+        let cancel = CancelToken::new().expect("a token");
+        let error = builder.realise(&request, &Panicking, &cancel).expect_err("it panics");
+        let RealiseError::Failed { failures, .. } = error else { panic!("{error}") };
+        let [failure] = failures.as_slice() else { panic!("{failures:?}") };
+        assert!(
+            matches!(&failure.cause, FailureCause::Panicked { message } if message == "nobody wants to see this"),
+            "{failure:?}"
+        );
     }
 }

@@ -152,7 +152,7 @@ impl<'a> Shell<'a> {
         plan.skeleton.extend(self.sysroot.iter().flat_map(loaders));
         plan.skeleton.push(SkeletonEntry::Dir { path: HOME.to_owned(), mode: 0o755 });
         plan.root = RootMode::Ephemeral;
-        plan.stdio = Stdio::Inherit;
+        plan.stdio = Stdio::Relayed;
         plan.debuggers = true;
         plan.binds = request.binds.clone();
         plan.env = environment(request.term.as_deref());
@@ -337,7 +337,7 @@ mod tests {
         assert_eq!(plan.command, ["/usr/bin/sh"]);
         assert_eq!(
             (plan.root, plan.stdio, plan.layers.len()),
-            (RootMode::Ephemeral, Stdio::Inherit, 2)
+            (RootMode::Ephemeral, Stdio::Relayed, 2)
         );
         assert_eq!(plan.env["TERM"], "xterm");
         let made: Vec<&str> = plan.skeleton.iter().map(SkeletonEntry::path).collect();

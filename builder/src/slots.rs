@@ -39,6 +39,34 @@ struct Running {
     slot: bool,
     memory_bytes: u64,
     started: Instant,
+    /// How long it is expected to take.
+    duration: Duration,
+}
+
+/// Memory that is kept for a piece of work that doesn't fit yet.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    /// How long what runs is expected to take until it fits.
+    wait: Duration,
+    /// What will be left when it runs.
+    spare_bytes: u64,
+}
+
+impl Reservation {
+    /// Whether a smaller piece of work may begin without making the one wait that this is for: it
+    /// has ended by then, or there is room for both.
+    pub(crate) fn admits(&mut self, memory_bytes: u64, duration: Duration) -> bool {
+        if duration <= self.wait {
+            return true;
+        }
+        match self.spare_bytes.checked_sub(memory_bytes) {
+            Some(spare) => {
+                self.spare_bytes = spare;
+                true
+            }
+            None => false,
+        }
+    }
 }
 
 impl Slots<'_> {
@@ -71,9 +99,39 @@ impl Slots<'_> {
     }
 
     /// Work begins.
-    pub(crate) fn take(&mut self, node: NodeIndex, kind: Kind, memory_bytes: u64) {
-        let running = Running { kind, slot: true, memory_bytes, started: Instant::now() };
-        self.running.insert(node, running);
+    pub(crate) fn take(
+        &mut self,
+        node: NodeIndex,
+        kind: Kind,
+        memory_bytes: u64,
+        duration: Duration,
+    ) {
+        let started = Instant::now();
+        self.running.insert(node, Running { kind, slot: true, memory_bytes, started, duration });
+    }
+
+    /// Reserves memory for a build that doesn't fit now. What takes longer than was expected of it
+    /// is expected to end at any moment, so that a wrong expectation keeps nothing waiting for ever.
+    pub(crate) fn reserve(&self, memory_bytes: u64) -> Reservation {
+        let limit = self.options.memory_bytes.unwrap_or(u64::MAX);
+        let mut ends: Vec<(Duration, u64)> = self
+            .running
+            .values()
+            .filter(|it| it.slot)
+            .map(|it| (it.duration.saturating_sub(it.started.elapsed()), it.memory_bytes))
+            .collect();
+        ends.sort_unstable();
+        let mut held: u64 = ends.iter().map(|(_, held)| held).sum();
+        let mut wait = Duration::ZERO;
+        for (end, freed) in ends {
+            if held.saturating_add(memory_bytes) <= limit {
+                break;
+            }
+            wait = end;
+            held -= freed;
+        }
+        let spare_bytes = limit.saturating_sub(held.saturating_add(memory_bytes));
+        Reservation { wait, spare_bytes }
     }
 
     /// Work needs its slot no longer, but hasn't ended.
@@ -86,5 +144,52 @@ impl Slots<'_> {
     /// Work has ended; how long it took.
     pub(crate) fn end(&mut self, node: NodeIndex) -> Duration {
         self.running.remove(&node).expect("it was begun").started.elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn options(memory_bytes: u64) -> Options {
+        Options {
+            jobs: 8,
+            cores: 8,
+            fetches: 1,
+            substitutions: 1,
+            no_build: false,
+            keep_going: false,
+            timeout_seconds: None,
+            silence_seconds: None,
+            log_bytes: None,
+            memory_bytes: Some(memory_bytes),
+            output_limits: Default::default(),
+        }
+    }
+
+    #[test]
+    fn small_builds_take_nothing_from_a_large_one_that_waits() {
+        let options = options(100);
+        let mut slots = Slots::new(&options);
+        slots.take(NodeIndex::new(0), Kind::Build, 40, MINUTE);
+        slots.take(NodeIndex::new(1), Kind::Build, 20, 10 * MINUTE);
+        assert!(!slots.fits(Kind::Build, 70));
+        let mut reserved = slots.reserve(70);
+        // What has ended when the first does, and what is small enough for all three.
+        assert!(reserved.admits(40, MINUTE / 2));
+        assert!(!reserved.admits(40, 2 * MINUTE));
+        assert!(reserved.admits(10, 2 * MINUTE) && !reserved.admits(1, 2 * MINUTE));
+    }
+
+    #[test]
+    fn what_takes_longer_than_expected_keeps_nobody_waiting() {
+        let options = options(100);
+        let mut slots = Slots::new(&options);
+        slots.take(NodeIndex::new(0), Kind::Build, 60, Duration::ZERO);
+        let mut reserved = slots.reserve(100);
+        assert!(!reserved.admits(1, Duration::from_millis(1)), "every small build would delay it");
+        assert!(slots.reserve(200).spare_bytes == 0, "it will run alone");
     }
 }

@@ -1,4 +1,5 @@
-//! The functions that definitions call: `fetch`, `derivation`, `stage`, `read_json`, `read_text`.
+//! The functions that definitions call: `fetch`, `fetch_git`, `derivation`, `stage`, `read_json`,
+//! `read_text`.
 //!
 //! They turn checked arguments ([`crate::check`]) into derivations. `docs/` describe them for
 //! those who write definitions.
@@ -101,6 +102,48 @@ fn functions(builder: &mut GlobalsBuilder) {
         )
     }
 
+    /// The tree of a commit, fetched from a git repository by the hash of its canonical archive.
+    ///
+    /// To the store it is a fetched archive like any other; that it comes from git is a matter of its URL,
+    /// which is in no hash.
+    fn fetch_git<'v>(
+        #[starlark(require = named)] name: &str,
+        #[starlark(require = named)] url: &str,
+        #[starlark(require = named)] commit: &str,
+        #[starlark(require = named)] sha256: &str,
+        #[starlark(require = named, default = false)] submodules: bool,
+        #[starlark(require = named, default = "")] version: &str,
+        #[starlark(require = named, default = NoneOr::None)] size: NoneOr<u64>,
+        #[starlark(require = named)] only: Option<Value<'v>>,
+        #[starlark(require = named)] exclude: Option<Value<'v>>,
+        #[starlark(require = named)] rename: Option<Value<'v>>,
+        #[starlark(require = named, default = "")] description: &str,
+        eval: &mut Evaluator<'v, '_, '_>,
+    ) -> starlark::Result<DerivationValue> {
+        let fetch = Fetch {
+            sha256: check::sha256(sha256)?,
+            format: Format::Tar,
+            strip: 0,
+            only: check::prefixes("only", only)?,
+            exclude: check::prefixes("exclude", exclude)?,
+            rename: check::renames(rename)?,
+        };
+        add(
+            eval,
+            Derivation {
+                name: check::name("name", name)?,
+                version: check::line("version", version)?,
+                action: Action::Fetch(fetch),
+                advice: Advice {
+                    description: check::line("description", description)?,
+                    urls: vec![check::git_url(url, commit, submodules)?],
+                    size_bytes: check::amount("size", size.into_option())?,
+                    ..Advice::default()
+                },
+            },
+        )
+    }
+
     /// A program run in a sandbox.
     #[starlark(as_type = DerivationValue)]
     fn derivation<'v>(
@@ -134,13 +177,16 @@ fn functions(builder: &mut GlobalsBuilder) {
         let target = target.into_option().map(|target| check::triple("target", target));
         let reason = allow_sandbox_paths.into_option();
         let reason = reason.map(|reason| check::full_line("allow_sandbox_paths", reason));
+        let arguments = check::texts("args", args)?;
+        let environment = check::environment(env, &outputs)?;
+        check::kernel_limits(builder, &arguments, &environment)?;
         let action = Action::Build(Build {
             build: check::triple("build", build)?,
             host: check::triple("host", host)?,
             target: target.transpose()?,
             builder: check::absolute("builder", builder)?,
-            arguments: check::texts("args", args)?,
-            environment: check::environment(env, &outputs)?,
+            arguments,
+            environment,
             run: check::references("run", run, &inputs)?,
             develop: check::references("develop", develop, &inputs)?,
             inputs,

@@ -19,12 +19,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use srp_store::digest::Domain;
 use srp_store::encode::{DecodeError, Decoder, Encoder};
-use srp_store::{Canonical, Derivation, Digest, InputKey, StaticHash, revision};
+use srp_store::{Canonical, Derivation, Digest, InputKey, StaticHash, revision, staged};
 
 use crate::definitions::{DefinitionPath, Definitions, Seen, Stat};
 use crate::evaluate::{Evaluation, Runner};
@@ -152,9 +152,7 @@ impl Cache {
     /// Puts a file there in one step. It isn't synced: after a crash the checksum tells.
     fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), CacheError> {
         let failed = |source| CacheError { path: path.to_owned(), source };
-        let mut file = tempfile::NamedTempFile::new_in(&self.directory).map_err(failed)?;
-        file.write_all(bytes).map_err(failed)?;
-        file.persist(path).map(drop).map_err(|error| failed(error.error))
+        staged::write(path, bytes).map_err(failed)
     }
 }
 

@@ -177,17 +177,57 @@ pub(crate) fn urls(list: Option<Value<'_>>) -> Result<Vec<String>, Invalid> {
     if urls.is_empty() {
         return Err(Invalid::Empty { argument: "urls" });
     }
-    for url in &urls {
-        let place = ["https://", "http://", "mirror://"]
-            .into_iter()
-            .find_map(|scheme| url.strip_prefix(scheme))
-            .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
-        if !place || url.contains(|c: char| c.is_control() || c == ' ') {
-            return Err(Invalid::Url { url: url.clone() });
-        }
+    for text in &urls {
+        url("urls", text)?;
     }
     unique("urls", &urls)?;
     Ok(urls)
+}
+
+/// The place that a commit of a git repository is, as the fetcher takes it.
+pub(crate) fn git_url(repository: &str, commit: &str, submodules: bool) -> Result<String, Invalid> {
+    url("url", repository)?;
+    if repository.contains(['#', '?']) {
+        let wrong = "a repository's URL has no ? or #".to_owned();
+        return Err(Invalid::Url { argument: "url", url: repository.to_owned(), wrong });
+    }
+    let hexadecimal = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    if !matches!(commit.len(), 40 | 64) || !commit.bytes().all(hexadecimal) {
+        return Err(Invalid::Commit { text: commit.to_owned() });
+    }
+    let submodules = if submodules { "#submodules" } else { "" };
+    Ok(format!("git+{repository}@{commit}{submodules}"))
+}
+
+/// A place on a web server or mirror. Its scheme may be in any case.
+fn url(argument: &'static str, url: &str) -> Result<(), Invalid> {
+    let wrong = |wrong: String| Err(Invalid::Url { argument, url: url.to_owned(), wrong });
+    if url.contains(' ') {
+        return wrong("it holds a space, which a URL writes as %20".into());
+    }
+    if url.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return wrong("it holds a control character or white space".into());
+    }
+    const EXPECTED: &str = "https://, http:// or mirror:// is expected";
+    let is_scheme = |scheme: &str| {
+        scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+            && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+    };
+    let Some((scheme, rest)) = url.split_once(':').filter(|(scheme, _)| is_scheme(scheme)) else {
+        return wrong(format!("it has no scheme: {EXPECTED}"));
+    };
+    let scheme = scheme.to_ascii_lowercase();
+    if !matches!(scheme.as_str(), "https" | "http" | "mirror") {
+        return wrong(format!("{scheme}: is not supported: {EXPECTED}"));
+    }
+    match rest.strip_prefix("//") {
+        None => wrong(format!("there is no // after {scheme}:")),
+        Some(rest) if rest.is_empty() || rest.starts_with(['/', '?', '#']) => {
+            let what = if scheme == "mirror" { "mirror" } else { "host" };
+            wrong(format!("it names no {what}"))
+        }
+        Some(_) => Ok(()),
+    }
 }
 
 fn unique<'t>(
@@ -232,6 +272,40 @@ pub(crate) fn environment(
         }
     }
     Ok(environment)
+}
+
+/// The most bytes of one argument, or of one variable with its name: what the kernel passes on
+/// (MAX_ARG_STRLEN, which counts a NUL, for the smallest pages).
+const ONE_TEXT_BYTES: usize = (128 << 10) - 1;
+/// The most bytes of all together: a quarter of the stack that every build has (8 MiB), less what the
+/// sandbox adds.
+const ALL_TEXTS_BYTES: usize = (2 << 20) - (64 << 10);
+/// What each takes beside its bytes: a NUL, and the pointer to it.
+const PER_TEXT_BYTES: usize = 9;
+
+/// That the kernel will pass a builder's arguments and variables on to it.
+pub(crate) fn kernel_limits(
+    builder: &str,
+    arguments: &[String],
+    environment: &BTreeMap<String, String>,
+) -> Result<(), Invalid> {
+    let arguments = arguments.iter().enumerate();
+    let arguments = arguments.map(|(index, text)| (format!("`args`: item {index}"), text.len()));
+    let variables = environment.iter().map(|(name, value)| {
+        (format!("`env`: {name:?} with its value"), name.len() + 1 + value.len())
+    });
+    let mut sum = builder.len() + PER_TEXT_BYTES;
+    for (what, bytes) in arguments.chain(variables) {
+        if bytes > ONE_TEXT_BYTES {
+            return Err(Invalid::TooLong { what, bytes, limit: ONE_TEXT_BYTES });
+        }
+        sum += bytes + PER_TEXT_BYTES;
+    }
+    if sum > ALL_TEXTS_BYTES {
+        let what = "`args` and `env` together".to_owned();
+        return Err(Invalid::TooLong { what, bytes: sum, limit: ALL_TEXTS_BYTES });
+    }
+    Ok(())
 }
 
 /// Modes and owners by path.

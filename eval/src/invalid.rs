@@ -47,8 +47,12 @@ pub(crate) enum Invalid {
         "`{argument}`: {path:?}: \"*\" stands for any text within one component; there is no \"**\""
     )]
     Glob { argument: &'static str, path: String },
-    #[error("`urls`: {url:?} is not a place: https://, http:// or mirror:// is expected")]
-    Url { url: String },
+    #[error("`{argument}`: {url:?} can't be a place: {wrong}")]
+    Url { argument: &'static str, url: String, wrong: String },
+    #[error(
+        "`commit`: {text:?} is not a commit: 40 or 64 hexadecimal digits in lower case are expected"
+    )]
+    Commit { text: String },
     #[error("`unpack`: {text:?} is not an archive format: None, \"tar\" or \"deb\" is expected")]
     Unpack { text: String },
     #[error("`{argument}` is about unpacking, but `unpack` is None")]
@@ -57,6 +61,11 @@ pub(crate) enum Invalid {
     Variable { name: String },
     #[error("`env`: {name:?} is set by the sandbox")]
     ReservedVariable { name: String },
+    #[error(
+        "{what}: {bytes} bytes, and the kernel passes at most {limit} on to a program: put the text \
+         into a file of the definitions and make that a source (`written_here` in lib/sources.star)"
+    )]
+    TooLong { what: String, bytes: usize, limit: usize },
     #[error("`outputs`: \"out\" is missing")]
     NoOut,
     #[error("{derivation} has no output {output:?}, only {}", quoted(outputs))]

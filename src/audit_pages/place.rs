@@ -10,6 +10,8 @@ use std::fs::{self, File};
 use std::io::{Error, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
+use srp_store::staged::StagedDirectory;
+
 use crate::building;
 use crate::error::{CommandError, CommandResult, ExitCode};
 
@@ -47,11 +49,7 @@ impl Place {
         place.replaces()?;
         let parent = place.parent();
         fs::create_dir_all(&parent).map_err(|error| failed("make", &parent, &error))?;
-        let partial = place.beside("partial");
-        clear(&partial)
-            .and_then(|()| fs::create_dir(&partial))
-            .and_then(|()| fs::remove_dir(&partial))
-            .map_err(|error| failed("write", &place.directory, &error))?;
+        place.staged()?;
         Ok(place)
     }
 
@@ -62,13 +60,11 @@ impl Place {
 
     /// Writes a report of these pages, instead of the one that is there.
     pub(super) fn write(&self, pages: &[Page]) -> CommandResult {
-        let partial = self.beside("partial");
-        let written = self.write_to(&partial, pages).and_then(|()| self.put(&partial));
-        if written.is_err() {
-            // What went wrong is told; that this could go wrong, too, is not of interest.
-            let _ = fs::remove_dir_all(&partial);
-        }
-        written
+        // It goes with all that is still in it.
+        let staged = self.staged()?;
+        let partial = staged.path().join("report");
+        self.write_to(&partial, pages)?;
+        self.put(&partial, &staged.path().join("earlier"))
     }
 
     fn write_to(&self, partial: &Path, pages: &[Page]) -> CommandResult {
@@ -88,29 +84,24 @@ impl Place {
     }
 
     /// Gives the report its name. A crash in the middle leaves two whole ones with other names.
-    fn put(&self, partial: &Path) -> CommandResult {
+    fn put(&self, partial: &Path, earlier: &Path) -> CommandResult {
         // Somebody may have put something there meanwhile.
-        let earlier = self.replaces()?.then(|| self.beside("earlier"));
+        let replaces = self.replaces()?;
         let put = || {
             if let Ok(metadata) = fs::metadata(&self.directory) {
                 fs::set_permissions(partial, metadata.permissions())?;
             }
-            if let Some(earlier) = &earlier {
-                clear(earlier)?;
+            if replaces {
                 fs::rename(&self.directory, earlier)?;
             }
             let renamed = fs::rename(partial, &self.directory);
-            if let (Err(_), Some(earlier)) = (&renamed, &earlier) {
+            if renamed.is_err() && replaces {
                 fs::rename(earlier, &self.directory)?;
             }
             renamed?;
             sync(&self.parent())
         };
-        put().map_err(|error| failed("write", &self.directory, &error))?;
-        if let Some(earlier) = earlier {
-            fs::remove_dir_all(&earlier).map_err(|error| failed("remove", &earlier, &error))?;
-        }
-        Ok(())
+        put().map_err(|error| failed("write", &self.directory, &error))
     }
 
     /// Whether there is a report already; an error if there is anything else.
@@ -146,18 +137,10 @@ impl Place {
         self.directory.parent().unwrap_or(Path::new("/")).to_owned()
     }
 
-    /// A name beside the directory that no other process uses.
-    fn beside(&self, what: &str) -> PathBuf {
-        let name = self.directory.file_name().unwrap_or_default().to_string_lossy();
-        self.parent().join(format!(".{name}.{}.{what}", std::process::id()))
-    }
-}
-
-/// Removes what a process with our number has left behind: in a container they have the same.
-fn clear(directory: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    /// A directory beside it, to write to.
+    fn staged(&self) -> CommandResult<StagedDirectory> {
+        StagedDirectory::beside(&self.directory)
+            .map_err(|error| failed("write", &self.directory, &error))
     }
 }
 

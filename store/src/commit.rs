@@ -1,17 +1,23 @@
 //! The one write order.
 //!
-//! What is to be registered is staged beside its place: trees below `trees/`, records beside the
-//! records. Then, for everything that finished together (a *group*), in this order: one `syncfs`
-//! makes all of it survive a power cut; trees are renamed to their places; their directory is
-//! synced; then records are renamed, an object's before the realisation that names it, and their
-//! directories synced. A crash at
-//! any point leaves a whole object or none, and never a record of what isn't there.
+//! What is to be registered is staged below `tmp/`. Then, for everything that finished together (a
+//! *group*): one `syncfs` makes all of it survive a power cut, and it is renamed to its places, each
+//! thing after what it relies on, the directories of that synced in between:
+//!
+//! 1. listings, the trees that they are of, and the store paths that lead to these;
+//! 2. info records;
+//! 3. realisations and claims.
+//!
+//! A crash at any point leaves a whole object or none, and never a record of what isn't there. The
+//! order is that of [`presence`](crate::presence), which says when an object is here.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
+
+use tempfile::TempPath;
 
 use crate::db::{self, Info};
 use crate::digest::{ResolvedHash, StaticHash};
@@ -20,17 +26,16 @@ use crate::files;
 use crate::listing::Listing;
 use crate::object::Object;
 use crate::open_tree::OpenTree;
+use crate::presence::link_target;
 use crate::realisation::{Claim, Realisation};
 use crate::store::Store;
-
-/// Where records are renamed to.
-const RECORDS: &[&str] = &["info", "objects", "realisations/static", "realisations/resolved"];
 
 /// What is registered together: all of it or, after a crash, none that refers to the rest.
 #[derive(Debug, Default)]
 pub struct Registration {
     trees: Vec<(PathBuf, PathBuf)>,
-    records: Vec<(PathBuf, Vec<u8>)>,
+    listings: Vec<(PathBuf, Vec<u8>)>,
+    infos: Vec<(PathBuf, Vec<u8>)>,
     links: Vec<(PathBuf, PathBuf)>,
     realisations: Vec<(PathBuf, Vec<u8>)>,
 }
@@ -47,7 +52,7 @@ pub(crate) struct Committer {
 
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: Vec<(u64, Registration)>,
+    waiting: Vec<(u64, Staged)>,
     finished: BTreeMap<u64, Result<(), StoreError>>,
     next: u64,
     leading: bool,
@@ -63,23 +68,30 @@ impl Registration {
         staged: PathBuf,
     ) {
         let size_bytes = listing.size_bytes();
-        self.trees.push((staged, store.tree_path(&object.tree)));
-        self.records.push((store.listing_path(&object.tree), listing.encode()));
-        store.remember_listing(listing);
+        self.tree(store, listing, staged);
         self.existing_tree(store, object, size_bytes);
+    }
+
+    /// Adds a normalised tree at `staged`, on the store's file system, without an object: what is
+    /// to refer to others that aren't here yet.
+    pub(crate) fn tree(&mut self, store: &Store, listing: Arc<Listing>, staged: PathBuf) {
+        let tree = listing.digest();
+        self.trees.push((staged, store.tree_path(&tree)));
+        self.listings.push((store.listing_path(&tree), listing.encode()));
+        store.remember_listing(listing);
     }
 
     /// Adds an object whose tree is in the store already or in this registration.
     pub fn existing_tree(&mut self, store: &Store, object: &Object, size_bytes: u64) {
         let info = Info { object: object.clone(), size_bytes };
-        self.records.push((store.info_path(&object.id()), db::encode(&info)));
-        let target = Path::new("../trees").join(object.tree.to_string());
-        self.links.push((store.object_path(&object.path_name()), target));
+        self.infos.push((store.info_path(&object.id()), db::encode(&info)));
+        let path = store.object_path(&object.path_name());
+        self.links.push((path, link_target(&object.tree)));
     }
 
     /// Whether there is nothing to register.
     pub fn is_empty(&self) -> bool {
-        self.trees.is_empty() && self.records.is_empty() && self.realisations.is_empty()
+        self.trees.is_empty() && self.infos.is_empty() && self.realisations.is_empty()
     }
 
     /// Adds what a resolved derivation came out as.
@@ -99,7 +111,11 @@ impl Store {
     /// Calls from several threads at once are committed as a group.
     pub fn commit(&self, registration: Registration) -> Result<(), StoreError> {
         self.check_writable()?;
-        self.committer.commit(registration)
+        if registration.is_empty() {
+            return Ok(());
+        }
+        let staged = Staged::new(self, registration)?;
+        self.committer.commit(self, staged)
     }
 }
 
@@ -113,11 +129,11 @@ impl Committer {
         }
     }
 
-    fn commit(&self, registration: Registration) -> Result<(), StoreError> {
+    fn commit(&self, store: &Store, staged: Staged) -> Result<(), StoreError> {
         let mut queue = self.queue.lock().expect("no holder panics");
         let ticket = queue.next;
         queue.next += 1;
-        queue.waiting.push((ticket, registration));
+        queue.waiting.push((ticket, staged));
         loop {
             if let Some(result) = queue.finished.remove(&ticket) {
                 return result;
@@ -129,7 +145,7 @@ impl Committer {
             queue.leading = true;
             let group = std::mem::take(&mut queue.waiting);
             drop(queue);
-            let results = self.write(group);
+            let results = self.write(store, group);
             queue = self.queue.lock().expect("no holder panics");
             queue.finished.extend(results);
             queue.leading = false;
@@ -138,75 +154,37 @@ impl Committer {
     }
 
     /// Writes a group. A member that fails doesn't fail the others.
-    fn write(&self, group: Vec<(u64, Registration)>) -> Vec<(u64, Result<(), StoreError>)> {
-        let mut staged = Vec::new();
-        let mut results = Vec::new();
-        for (ticket, registration) in group {
-            match stage(registration) {
-                Ok(registration) => staged.push((ticket, registration)),
-                Err(error) => results.push((ticket, Err(error))),
-            }
-        }
-        if staged.is_empty() {
-            return results;
-        }
-        // If nothing can be synced, nothing is placed: what is staged is cleaned up as leftovers.
-        if let Err(error) = self.sync() {
-            let text = error.to_string();
-            let failed = |(ticket, _)| (ticket, Err(self.not_synced(&text)));
-            results.extend(staged.into_iter().map(failed));
-            return results;
-        }
-        let placed: Vec<_> = staged
+    fn write(
+        &self,
+        store: &Store,
+        group: Vec<(u64, Staged)>,
+    ) -> Vec<(u64, Result<(), StoreError>)> {
+        let mut members: Vec<Member> = group
             .into_iter()
-            .map(|(ticket, staged)| {
-                let trees = staged.trees.iter().try_for_each(|(from, to)| place_tree(from, to));
-                (ticket, staged, trees)
-            })
+            .map(|(ticket, staged)| Member { ticket, staged, result: Ok(()) })
             .collect();
-        let trees_synced = self.sync_directory("trees");
-        for (ticket, staged, trees) in placed {
-            let placed = trees
-                .and_then(|()| match &trees_synced {
-                    Ok(()) => Ok(()),
-                    Err(_) => self.sync_directory("trees"),
-                })
-                .and_then(|()| {
-                    staged.records.iter().try_for_each(|(from, to)| files::place(from, to))?;
-                    staged.links.iter().try_for_each(|(to, target)| {
-                        if fs::read_link(to).is_ok_and(|old| old == *target) {
-                            return Ok(());
-                        }
-                        files::symlink_atomically(to, target)
-                    })?;
-                    staged.realisations.iter().try_for_each(|(from, to)| files::place(from, to))
-                });
-            results.push((ticket, placed));
+        // If nothing can be synced, nothing is placed; what is staged is removed.
+        if let Err(error) = self.sync() {
+            fail(&mut members, |_| true, &error);
         }
-        // The records' names are to survive, too: only then has a caller been told the truth.
-        if let Err(error) = RECORDS.iter().try_for_each(|name| self.sync_directory(name)) {
-            let text = error.to_string();
-            for (_, result) in results.iter_mut().filter(|(_, result)| result.is_ok()) {
-                *result = Err(self.not_synced(&text));
+        for (place, concerned, directories) in STEPS {
+            for member in members.iter_mut().filter(|it| it.result.is_ok()) {
+                member.result = place(store, &mut member.staged);
+            }
+            if members.iter().any(|it| it.result.is_ok() && concerned(it)) {
+                for name in *directories {
+                    if let Err(error) = self.sync_directory(&self.root.join(name)) {
+                        fail(&mut members, concerned, &error);
+                    }
+                }
             }
         }
-        results
+        members.into_iter().map(|member| (member.ticket, member.result)).collect()
     }
 
-    /// One failure to sync, as each member of a group is told of it.
-    fn not_synced(&self, text: &str) -> StoreError {
-        StoreError::Io {
-            action: "sync",
-            path: self.root.clone(),
-            source: std::io::Error::other(text.to_owned()),
-        }
-    }
-
-    fn sync_directory(&self, name: &str) -> Result<(), StoreError> {
-        if !self.synced {
-            return Ok(());
-        }
-        files::sync_directory(&self.root.join(name))
+    /// Makes what was renamed in a directory of the store survive a power cut.
+    pub(crate) fn sync_directory(&self, path: &Path) -> Result<(), StoreError> {
+        if self.synced { files::sync_directory(path) } else { Ok(()) }
     }
 
     /// Makes everything that was written to the store's file system survive a power cut.
@@ -219,27 +197,101 @@ impl Committer {
     }
 }
 
-/// A registration whose files are written under temporary names: pairs of staged and final path.
-struct Staged {
-    trees: Vec<(PathBuf, PathBuf)>,
-    records: Vec<(PathBuf, PathBuf)>,
-    links: Vec<(PathBuf, PathBuf)>,
-    realisations: Vec<(PathBuf, PathBuf)>,
+/// A step of the write order: what is placed, whom it concerns, and what is synced afterwards.
+type Step = (
+    fn(&Store, &mut Staged) -> Result<(), StoreError>,
+    fn(&Member) -> bool,
+    &'static [&'static str],
+);
+
+const STEPS: &[Step] = &[
+    (Staged::place_trees, |it| it.staged.has_objects, &["trees", "objects"]),
+    (Staged::place_infos, |it| it.staged.has_objects, &["info"]),
+    (
+        Staged::place_realisations,
+        |it| it.staged.has_realisations,
+        &["realisations/resolved", "realisations/static"],
+    ),
+];
+
+/// A member of a group.
+struct Member {
+    ticket: u64,
+    staged: Staged,
+    result: Result<(), StoreError>,
 }
 
-fn stage(registration: Registration) -> Result<Staged, StoreError> {
-    let write = |records: Vec<(PathBuf, Vec<u8>)>| {
-        records
-            .into_iter()
-            .map(|(path, bytes)| Ok((files::stage_file(&path, &bytes, 0o444)?, path)))
-            .collect::<Result<Vec<_>, StoreError>>()
-    };
-    Ok(Staged {
-        trees: registration.trees,
-        records: write(registration.records)?,
-        links: registration.links,
-        realisations: write(registration.realisations)?,
-    })
+/// One failure to sync, as each member of a group that it concerns is given it.
+fn fail(members: &mut [Member], concerned: impl Fn(&Member) -> bool, error: &StoreError) {
+    for member in members.iter_mut().filter(|it| it.result.is_ok() && concerned(it)) {
+        let (path, source) = match error {
+            StoreError::Io { path, source, .. } => (path.clone(), again(source)),
+            other => (PathBuf::new(), std::io::Error::other(other.to_string())),
+        };
+        member.result = Err(StoreError::Io { action: "sync", path, source });
+    }
+}
+
+/// The same error, which can't be copied.
+fn again(error: &std::io::Error) -> std::io::Error {
+    let other = || std::io::Error::other(error.to_string());
+    error.raw_os_error().map_or_else(other, std::io::Error::from_raw_os_error)
+}
+
+/// A registration whose files are written under temporary names: pairs of staged and final path.
+/// What has no place when this is dropped is removed.
+#[derive(Debug)]
+struct Staged {
+    trees: Vec<(PathBuf, PathBuf)>,
+    listings: Vec<(TempPath, PathBuf)>,
+    infos: Vec<(TempPath, PathBuf)>,
+    links: Vec<(PathBuf, PathBuf)>,
+    realisations: Vec<(TempPath, PathBuf)>,
+    /// What it brings: the lists get empty as they are placed.
+    has_objects: bool,
+    has_realisations: bool,
+}
+
+impl Staged {
+    fn new(store: &Store, registration: Registration) -> Result<Staged, StoreError> {
+        let write = |records: Vec<(PathBuf, Vec<u8>)>| {
+            records
+                .into_iter()
+                .map(|(path, bytes)| Ok((store.stage(&bytes, 0o444)?, path)))
+                .collect::<Result<Vec<_>, StoreError>>()
+        };
+        let Registration { trees, listings, infos, links, realisations } = registration;
+        let has_objects = !trees.is_empty() || !infos.is_empty();
+        let has_realisations = !realisations.is_empty();
+        Ok(Staged {
+            trees,
+            listings: write(listings)?,
+            infos: write(infos)?,
+            links,
+            realisations: write(realisations)?,
+            has_objects,
+            has_realisations,
+        })
+    }
+
+    fn place_trees(store: &Store, staged: &mut Staged) -> Result<(), StoreError> {
+        // Where there is a tree, there is its listing: whoever has a tree to bring looks for that.
+        place_all(&mut staged.listings)?;
+        staged.trees.drain(..).try_for_each(|(from, to)| place_tree(&from, &to))?;
+        staged.links.drain(..).try_for_each(|(path, target)| store.link(&path, &target))
+    }
+
+    fn place_infos(_: &Store, staged: &mut Staged) -> Result<(), StoreError> {
+        place_all(&mut staged.infos)
+    }
+
+    fn place_realisations(_: &Store, staged: &mut Staged) -> Result<(), StoreError> {
+        place_all(&mut staged.realisations)
+    }
+}
+
+fn place_all(staged: &mut Vec<(TempPath, PathBuf)>) -> Result<(), StoreError> {
+    staged.drain(..).try_for_each(|(from, to)| files::place(from, &to))
 }
 
 /// Renames a tree to its place; a tree that is there already is as good, being the same.

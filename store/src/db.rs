@@ -8,14 +8,22 @@
 //! otherwise read all of them. It is off the hot path, opened by whoever gets there first, and
 //! every command works without it.
 
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bincode::config;
+use nix::errno::Errno;
 
 use crate::digest::Domain;
 use crate::encode::Canonical;
+use crate::files;
 use crate::object::Object;
 use crate::realisation::{Claim, Realisation};
+use crate::store::Store;
 
 /// No record is larger: a bound for decoding, far above any real one.
 const LIMIT_BYTES: usize = 64 << 20;
@@ -130,28 +138,93 @@ pub struct History {
 
 /// The index: build history.
 ///
-/// Nobody waits for it: if another process has it open, or it is damaged, there is none.
+/// Nobody waits for it: if another process has it open, there is none. If it is damaged it is made
+/// anew. sled panics where a disk is full or a page is damaged; no panic leaves this type.
 #[derive(Debug)]
 pub struct Index {
+    /// There until this is dropped. It is never closed once sled has failed: that may panic again,
+    /// or wait for threads that are gone.
+    open: Option<Open>,
+    broken: AtomicBool,
+    directory: PathBuf,
+    /// Held until the database is closed.
+    _lock: File,
+}
+
+#[derive(Debug)]
+struct Open {
     history: sled::Tree,
+    _database: sled::Db,
+}
+
+impl Open {
+    fn new(directory: &Path) -> io::Result<Open> {
+        let open = || {
+            let config = sled::Config::new().path(directory).cache_capacity(4 << 20);
+            let database = config.flush_every_ms(None).open()?;
+            Ok(Open { history: database.open_tree("history")?, _database: database })
+        };
+        match contained(open) {
+            Some(opened) => opened.map_err(|error: sled::Error| match error {
+                sled::Error::Io(error) => error,
+                other => io::Error::new(ErrorKind::InvalidData, other.to_string()),
+            }),
+            None => Err(io::Error::new(ErrorKind::InvalidData, "it makes sled panic")),
+        }
+    }
+}
+
+/// Whether opening fails because of what is in the files, and not because of this machine.
+fn is_damage(error: &io::Error) -> bool {
+    // What the system says has a number; the others are sled's own.
+    error.raw_os_error().is_none_or(|number| {
+        [Errno::EISDIR, Errno::ENOTDIR, Errno::EEXIST, Errno::ENOENT, Errno::EINVAL]
+            .contains(&Errno::from_raw(number))
+    })
+}
+
+thread_local! {
+    static IN_SLED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a panic of the current thread is the index's, and so nobody's concern.
+pub fn is_index_panic() -> bool {
+    let of_sled = |name: &str| name.starts_with("sled-") || name.contains("log flusher");
+    IN_SLED.get() || std::thread::current().name().is_some_and(of_sled)
+}
+
+/// Does something with sled; none if that panics.
+fn contained<T>(action: impl FnOnce() -> T) -> Option<T> {
+    IN_SLED.set(true);
+    let done = std::panic::catch_unwind(AssertUnwindSafe(action)).ok();
+    IN_SLED.set(false);
+    done
 }
 
 impl Index {
-    /// Opens the index in `directory`, or says why there is none for now.
-    pub fn open(directory: &Path) -> Result<Index, IndexError> {
-        let unavailable = |source| IndexError { path: directory.to_owned(), source };
-        let database = sled::Config::new()
-            .path(directory)
-            .cache_capacity(4 << 20)
-            .flush_every_ms(None)
-            .open()
-            .map_err(unavailable)?;
-        Ok(Index { history: database.open_tree("history").map_err(unavailable)? })
+    /// Opens the store's index, or says why there is none for now.
+    pub fn open(store: &Store) -> Result<Index, IndexError> {
+        let (directory, lock) = (store.directory("index"), store.directory("locks").join("index"));
+        let unavailable = |source| IndexError { path: directory.clone(), source };
+        // Beside the database, so that whoever finds a damaged one may remove it.
+        let options = File::options().create(true).truncate(false).write(true).open(&lock);
+        let lock = options.map_err(unavailable)?;
+        lock.try_lock().map_err(|error| unavailable(error.into()))?;
+        let mut open = Open::new(&directory);
+        if let Err(error) = &open
+            && is_damage(error)
+        {
+            tracing::warn!(%error, path = %directory.display(), "the index is made anew");
+            files::remove_tree(&directory).map_err(|error| unavailable(io::Error::other(error)))?;
+            open = Open::new(&directory);
+        }
+        let open = open.map_err(unavailable)?;
+        Ok(Index { open: Some(open), broken: AtomicBool::new(false), directory, _lock: lock })
     }
 
     /// What the last build called `key` took. Damage reads as nothing known.
     pub fn history(&self, key: &str) -> Option<History> {
-        let bytes = self.history.get(key).ok()??;
+        let bytes = self.with(|open| open.history.get(key))??;
         Some(bincode::decode_from_slice(&bytes, config::standard()).ok()?.0)
     }
 
@@ -159,15 +232,41 @@ impl Index {
     pub fn remember(&self, key: &str, history: History) {
         let bytes = bincode::encode_to_vec(history, config::standard())
             .expect("encoding to memory can't fail");
-        if let Err(error) = self.history.insert(key, bytes) {
-            tracing::debug!(%error, "the index doesn't remember a build");
-        }
+        self.with(|open| open.history.insert(key, bytes));
     }
 
     /// Writes what was remembered. A failure loses only the index's newest entries.
     pub fn flush(&self) {
-        if let Err(error) = self.history.flush() {
-            tracing::debug!(%error, "the index can't be written");
+        self.with(|open| open.history.flush());
+    }
+
+    /// Asks the database, unless it has failed before.
+    fn with<T>(&self, action: impl FnOnce(&Open) -> sled::Result<T>) -> Option<T> {
+        if self.broken.load(Ordering::Acquire) {
+            return None;
+        }
+        let open = self.open.as_ref()?;
+        match contained(|| action(open)) {
+            Some(Ok(value)) => return Some(value),
+            Some(Err(error)) => tracing::debug!(%error, "the index is given up"),
+            None => tracing::debug!("the index is given up"),
+        }
+        self.broken.store(true, Ordering::Release);
+        None
+    }
+}
+
+impl Drop for Index {
+    fn drop(&mut self) {
+        let open = self.open.take();
+        if self.broken.load(Ordering::Acquire) {
+            std::mem::forget(open);
+        } else if contained(|| drop(open)).is_some() {
+            return;
+        }
+        // What has failed once would fail every process after this one.
+        if let Err(error) = files::remove_tree(&self.directory) {
+            tracing::debug!(%error, "a broken index stays");
         }
     }
 }
@@ -177,7 +276,7 @@ impl Index {
 #[error("the index {} can't be opened", path.display())]
 pub struct IndexError {
     path: PathBuf,
-    source: sled::Error,
+    source: io::Error,
 }
 
 #[cfg(test)]
@@ -225,10 +324,53 @@ mod tests {
     #[test]
     fn the_index_answers_and_a_second_one_is_refused_at_once() {
         let directory = tempfile::tempdir().expect("a directory");
-        let index = Index::open(directory.path()).expect("a fresh index");
+        let store = store(&directory);
+        let index = Index::open(&store).expect("a fresh index");
         index.remember("musl", History { milliseconds: 9, peak_memory_bytes: 1 });
         assert_eq!(index.history("musl").map(|history| history.milliseconds), Some(9));
         assert_eq!(index.history("gcc"), None);
-        assert!(Index::open(directory.path()).is_err());
+        assert!(Index::open(&store).is_err());
+    }
+
+    /// Each file of the index, and the index itself, damaged in each way.
+    #[test]
+    fn a_damaged_index_is_made_anew_at_once() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = store(&directory);
+        let known = || Index::open(&store).expect("an index").history("musl");
+        let history = History { milliseconds: 9, peak_memory_bytes: 1 };
+        let keep = || {
+            let index = Index::open(&store).expect("an index");
+            index.remember("musl", history);
+            index.flush();
+        };
+        keep();
+        assert_eq!(known(), Some(history), "the test tests nothing");
+        let index = store.directory("index");
+        let files = files::entries(&index).expect("listed");
+        for file in files.iter().filter(|it| it.is_file()) {
+            for damage in 0..4 {
+                let bytes = std::fs::read(file).unwrap_or_default();
+                let damaged = match damage {
+                    0 => Vec::new(),
+                    1 => bytes[..bytes.len() / 2].to_vec(),
+                    2 => bytes.iter().map(|byte| byte ^ 0x55).collect(),
+                    _ => vec![b'x'; bytes.len().max(64)],
+                };
+                std::fs::write(file, damaged).expect("written");
+                // It may be found out only when something is asked, and is new for the next one.
+                let _ = known();
+                keep();
+                assert_eq!(known(), Some(history), "{}", file.display());
+            }
+        }
+        files::remove_tree(&index).expect("removed");
+        std::fs::write(&index, "no directory").expect("written");
+        keep();
+        assert_eq!(known(), Some(history));
+    }
+
+    fn store(directory: &tempfile::TempDir) -> Store {
+        Store::open(&directory.path().join("store"), crate::Access::Write).expect("opened")
     }
 }

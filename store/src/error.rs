@@ -173,6 +173,13 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether something was not there: no error where others may remove it at the same time.
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 /// Two objects that provide different things at one path.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("/{path} is {} in {first} and {} in {second}", .kinds.0, .kinds.1)]

@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,6 +15,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
+use tempfile::TempPath;
 
 use crate::error::{IoContext, StoreError};
 use crate::open_tree::reclaim;
@@ -41,43 +42,36 @@ pub(crate) fn read_if_exists(path: &Path) -> Result<Option<Vec<u8>>, StoreError>
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == ErrorKind::IsADirectory => Err(StoreError::Damaged {
+            path: path.to_owned(),
+            reason: "it is a directory".to_owned(),
+        }),
         Err(error) => Err(error).at("read", path),
     }
 }
 
-/// A name that no other thread or living process uses, beginning with a dot.
+/// A name that nobody else uses, beginning with a dot: random, as process ids repeat in containers.
 pub(crate) fn temporary_name() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    format!(".{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
-/// Writes `bytes` to a new file beside `path`, which [`place`] then moves there.
-pub(crate) fn stage_file(path: &Path, bytes: &[u8], mode: u32) -> Result<PathBuf, StoreError> {
-    let staged = path.with_file_name(temporary_name());
-    let write = || {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&staged)?;
-        file.write_all(bytes)
-    };
-    write().at("write", &staged)?;
-    Ok(staged)
+    let mut random = [0; 12];
+    // Without random numbers it is still used by no other thread.
+    let _ = getrandom::fill(&mut random);
+    let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!(".{random}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Moves what was staged to its place.
-pub(crate) fn place(staged: &Path, path: &Path) -> Result<(), StoreError> {
-    fs::rename(staged, path).at("rename", staged)
-}
-
-/// Writes a file whole or not at all. Not synced: for what can be made again.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    place(&stage_file(path, bytes, 0o644)?, path)
-}
-
-/// Makes a symlink whole or not at all, replacing what was there.
-pub(crate) fn symlink_atomically(path: &Path, target: &Path) -> Result<(), StoreError> {
-    let staged = path.with_file_name(temporary_name());
-    std::os::unix::fs::symlink(target, &staged).at("create", &staged)?;
-    place(&staged, path)
+pub(crate) fn place(staged: TempPath, path: &Path) -> Result<(), StoreError> {
+    match staged.persist(path) {
+        // Nothing of srp's makes one there. With something in it, it is somebody's.
+        Err(error) if error.error.kind() == ErrorKind::IsADirectory => {
+            fs::remove_dir(path).at("replace", path)?;
+            error.path.persist(path)
+        }
+        placed => placed,
+    }
+    .map_err(|error| error.error)
+    .at("rename to", path)
 }
 
 /// Makes what was renamed in a directory survive a power cut.

@@ -29,13 +29,15 @@ mod lock;
 pub mod manifest;
 mod materialise;
 mod open_tree;
+mod presence;
 mod roots;
+pub mod staged;
 mod store;
 mod visit;
 
 pub use commit::Registration;
 pub use crew::{Crew, Tasks};
-pub use db::{History, Index, IndexError, Info};
+pub use db::{History, Index, IndexError, Info, is_index_panic};
 pub use derivation::{
     Action, Advice, Build, Derivation, Fetch, Format, Input, InputKey, Role, Stage,
 };

@@ -141,6 +141,14 @@ impl Listing {
         done.get(&self.root).copied().unwrap_or_default()
     }
 
+    /// What it takes in memory, roughly.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        // A name, an entry, and what a node of a map of them takes.
+        const ENTRY_BYTES: u64 = 120;
+        let entries: usize = self.directories.values().map(|it| it.iter().count()).sum();
+        200 * self.directories.len() as u64 + ENTRY_BYTES * entries as u64
+    }
+
     /// The sum of all files' lengths.
     pub fn size_bytes(&self) -> u64 {
         let mut total = 0;

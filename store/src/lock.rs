@@ -1,20 +1,24 @@
-//! Locks between processes, and scratch directories that outlive no process.
+//! Locks between processes, and scratch directories and staged files that outlive no process.
 //!
-//! Both rest on what the kernel gives up when a process dies, so nothing here needs cleaning up
+//! All rest on what the kernel gives up when a process dies, so nothing here needs cleaning up
 //! after a crash but the scratch directories themselves.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use nix::libc;
+use tempfile::TempPath;
 
 use crate::digest::ResolvedHash;
 use crate::error::{IoContext, StoreError};
 use crate::files;
+use crate::staged;
 use crate::store::Store;
 
 /// A derivation that nobody else realises while this is held.
@@ -34,7 +38,7 @@ pub struct Scratch {
     session: Arc<Session>,
 }
 
-/// What one process's scratch directories lie in. It is removed when the store is closed, or by
+/// What one process's scratch directories and staged files lie in. It is removed when the store is closed, or by
 /// the next process that has work to do if this one is killed.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -44,6 +48,8 @@ pub(crate) struct Session {
     /// Scratch directories that are empty again, and how many were ever made. No build sees these
     /// directories themselves, only ones that are made in them for it alone.
     idle: Mutex<(Vec<PathBuf>, u64)>,
+    /// How many files were ever staged.
+    files: AtomicU64,
 }
 
 impl Store {
@@ -68,26 +74,57 @@ impl Store {
 
     /// A new, empty directory on the store's file system.
     pub fn scratch(&self) -> Result<Scratch, StoreError> {
-        self.check_writable()?;
-        let session = {
-            let mut session = self.session.lock().expect("no holder panics");
-            match &*session {
-                Some(session) => Arc::clone(session),
-                None => {
-                    Arc::clone(session.insert(Arc::new(Session::begin(&self.directory("tmp"))?)))
-                }
-            }
-        };
+        let session = self.session()?;
         let path = session.directory()?;
         Ok(Scratch { path, session })
     }
 
-    /// Removes scratch directories and staged files whose process is gone.
+    /// Writes a new file to the store's file system, which [`files::place`] then moves.
+    pub(crate) fn stage(&self, bytes: &[u8], mode: u32) -> Result<TempPath, StoreError> {
+        self.session()?.file(|path| {
+            OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?.write_all(bytes)
+        })
+    }
+
+    /// Writes a file of the store whole or not at all. Not synced: the next commit does it.
+    pub(crate) fn write(&self, path: &Path, bytes: &[u8], mode: u32) -> Result<(), StoreError> {
+        let staged = self.stage(bytes, mode)?;
+        if let Some(directory) = path.parent().filter(|directory| !directory.is_dir()) {
+            fs::create_dir_all(directory).at("create", directory)?;
+        }
+        files::place(staged, path)
+    }
+
+    /// Makes a symlink whole or not at all, instead of what is there.
+    pub(crate) fn link(&self, path: &Path, target: &Path) -> Result<(), StoreError> {
+        match symlink(target, path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            made => return made.at("create", path),
+        }
+        if fs::read_link(path).is_ok_and(|found| found == target) {
+            return Ok(());
+        }
+        files::place(self.session()?.file(|staged| symlink(target, staged))?, path)
+    }
+
+    /// What this process has in `tmp/`; made when it is first needed.
+    fn session(&self) -> Result<Arc<Session>, StoreError> {
+        self.check_writable()?;
+        let mut session = self.session.lock().expect("no holder panics");
+        if let Some(session) = &*session {
+            return Ok(Arc::clone(session));
+        }
+        Ok(Arc::clone(session.insert(Arc::new(Session::begin(&self.directory("tmp"))?))))
+    }
+
+    /// Removes what killed processes left: scratch directories, staged files, evidence of what was
+    /// never registered, and transfers that nobody took up.
+    ///
+    /// Whether a process lives is said by the locks that it holds, which are seen from every
+    /// container; its number is not.
     pub fn sweep(&self) -> Result<(), StoreError> {
         self.check_writable()?;
-        let tmp = self.directory("tmp");
-        for entry in fs::read_dir(&tmp).at("list", &tmp)? {
-            let path = entry.at("list", &tmp)?.path();
+        for path in files::entries(&self.directory("tmp"))? {
             // Whoever holds the lock of a directory is alive. A lock without a directory is of one
             // who died between the two, or of one who is about to make it.
             let session = path.with_extension("");
@@ -96,49 +133,12 @@ impl Store {
                 remove_lock(&lock);
             }
         }
-        for name in [
-            "trees",
-            "info",
-            "objects",
-            "derivations",
-            "realisations/static",
-            "realisations/resolved",
-            "composed",
-        ] {
-            self.sweep_staged(&self.directory(name))?;
-        }
-        for name in ["statements", "rebuilt", "caches"] {
-            for directory in files::entries(&self.directory(name))? {
-                self.sweep_staged(&directory)?;
-            }
+        // The evaluator doesn't know the store's sessions, and `meta` is older than any.
+        for directory in [self.directory("eval"), self.root().to_owned()] {
+            staged::sweep(&directory).at("list", &directory)?;
         }
         self.sweep_evidence()?;
         self.sweep_partial()
-    }
-
-    /// Staged files are called `.<process id>-<n>`. They live for seconds: those of a day ago whose
-    /// process can't be seen (it may be in another pid namespace) have none.
-    fn sweep_staged(&self, directory: &Path) -> Result<(), StoreError> {
-        const DAY_SECONDS: i64 = 24 * 60 * 60;
-        let now = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs() as i64);
-        for entry in fs::read_dir(directory).at("list", directory)? {
-            let entry = entry.at("list", directory)?;
-            let name = entry.file_name();
-            let process = name
-                .to_str()
-                .and_then(|name| name.strip_prefix('.')?.split('-').next()?.parse().ok());
-            let old = entry.metadata().at("read", &entry.path())?.ctime() + DAY_SECONDS < now;
-            if let Some(process) = process
-                && old
-                && nix::sys::signal::kill(nix::unistd::Pid::from_raw(process), None)
-                    == Err(Errno::ESRCH)
-            {
-                files::remove_tree(&entry.path())?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -168,14 +168,27 @@ impl Drop for Scratch {
 
 impl Session {
     fn begin(tmp: &Path) -> Result<Session, StoreError> {
+        if !tmp.is_dir() {
+            fs::create_dir_all(tmp).at("create", tmp)?;
+        }
         loop {
             let path = tmp.join(files::temporary_name().trim_start_matches('.'));
             let Some((held, lock)) = hold(&path)? else { continue };
-            // A process with this number may have been killed before.
-            files::remove_tree(&path)?;
             DirBuilder::new().mode(0o700).create(&path).at("create", &path)?;
-            return Ok(Session { path, lock, _held: held, idle: Mutex::default() });
+            let (idle, files) = (Mutex::default(), AtomicU64::default());
+            return Ok(Session { path, lock, _held: held, idle, files });
         }
+    }
+
+    /// A file of a name of its own, made by `make`. It is removed if that fails.
+    fn file(
+        &self,
+        make: impl FnOnce(&Path) -> std::io::Result<()>,
+    ) -> Result<TempPath, StoreError> {
+        let number = self.files.fetch_add(1, Ordering::Relaxed);
+        let path = self.path.join(format!("file-{number}"));
+        make(&path).inspect_err(|_| drop(fs::remove_file(&path))).at("write", &path)?;
+        TempPath::try_from_path(&path).at("write", &path)
     }
 
     fn directory(&self) -> Result<PathBuf, StoreError> {

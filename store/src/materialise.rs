@@ -4,8 +4,8 @@
 //! Files are copied (reflinked where the file system can), never linked: changing a root
 //! filesystem can't hurt the store, and a file's link count says nothing of who else uses it.
 
-use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::ffi::OsStr;
+use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -13,9 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode};
 
 use crate::compose::{Composition, Kind, Node, SYSROOT, Source};
 use crate::content::{self, EPOCH};
@@ -23,11 +21,11 @@ use crate::crew::{Crew, Tasks};
 use crate::derivation::Role;
 use crate::digest::{Digest, ObjectId};
 use crate::error::{IoContext, StoreError};
-use crate::files;
 use crate::ingest::{FILES_PER_TASK, create, finish_file};
 use crate::manifest::Manifest;
 use crate::object::{Object, ReferenceKind};
-use crate::open_tree::{self, OpenTree};
+use crate::open_tree::OpenTree;
+use crate::staged::StagedDirectory;
 use crate::store::Store;
 use crate::tree::Entry;
 use crate::visit::{Visit, join};
@@ -160,6 +158,8 @@ impl Store {
         composition.write(&tree, Style::Frozen)?;
         // It is trusted by its name from now on.
         self.committer.sync()?;
+        let directory = self.directory("composed");
+        fs::create_dir_all(&directory).at("create", &directory)?;
         match fs::rename(&staged, &path) {
             Ok(()) => {
                 rustix::fs::fchmod(&tree, Mode::from_raw_mode(0o555)).at("change", &path)?;
@@ -199,37 +199,34 @@ impl Composition {
 
     /// Writes the composition as a root filesystem to `directory`, which must be empty or not be.
     ///
-    /// It appears whole or not at all: it is written beside `directory` and renamed. Every file is
-    /// compared with its digest on the way: of a damaged tree nothing is written
-    /// ([`StoreError::Corrupt`]). When `cancel` becomes true it ends soon.
+    /// It appears whole or not at all: it is written beside `directory`, synced if `synced` says so
+    /// (else a power cut may leave it without contents), and renamed. Every file is compared with
+    /// its digest on the way: of a damaged tree nothing is written ([`StoreError::Corrupt`]). When
+    /// `cancel` becomes true it ends soon.
     pub fn materialise(
         mut self,
         directory: &Path,
+        synced: bool,
         cancel: Option<&AtomicBool>,
     ) -> Result<Materialised, StoreError> {
         check_empty(directory)?;
         self.add_base_layout();
-        let staging = Staging::beside(directory)?;
-        let written = Writing::new(&self, &staging.tree, Style::Rootfs, cancel)
-            .and_then(Writing::run)
-            .and_then(|size_bytes| {
-                let unapplied_permissions = self.apply_permissions(&staging.tree)?;
-                for path in STICKY {
-                    // Where an object has a link there, it leads wherever it leads.
-                    if matches!(self.at(path), Some(Kind::Directory)) {
-                        let tree = &staging.tree;
-                        let made = tree.directory(path.as_bytes());
-                        made.and_then(|it| rustix::fs::fchmod(it, Mode::from_raw_mode(0o1777)))
-                            .at("change", &tree.path().join(path))?;
-                    }
-                }
-                staging.place()?;
-                Ok(Materialised { digest: self.digest(), size_bytes, unapplied_permissions })
-            });
-        if written.is_err() {
-            staging.remove()?;
+        let staging = StagedDirectory::beside(directory).at("write beside", directory)?;
+        let tree = staging.tree();
+        let size_bytes = Writing::new(&self, tree, Style::Rootfs, cancel)?.run()?;
+        let unapplied_permissions = self.apply_permissions(tree)?;
+        for path in STICKY {
+            // Where an object has a link there, it leads wherever it leads.
+            if matches!(self.at(path), Some(Kind::Directory)) {
+                let made = tree.directory(path.as_bytes());
+                made.and_then(|it| rustix::fs::fchmod(it, Mode::from_raw_mode(0o1777)))
+                    .at("change", &tree.path().join(path))?;
+            }
         }
-        written
+        let placed =
+            if synced { staging.place_synced(directory) } else { staging.place(directory) };
+        placed.at("rename to", directory)?;
+        Ok(Materialised { digest: self.digest(), size_bytes, unapplied_permissions })
     }
 
     /// Writes the composition to an empty directory.
@@ -475,133 +472,6 @@ impl<'a> Writing<'a> {
     /// Where something is written, for messages.
     fn path(&self, below: &[u8]) -> PathBuf {
         self.to.path_of(below)
-    }
-}
-
-/// Where a root filesystem is written before it gets its name: `.<name>.srp-<random>` beside it,
-/// locked for as long as its process lives.
-///
-/// Others may be able to write to the directory that it lies in. So it is created and opened once,
-/// and what happens to it happens by its descriptor; and nothing is removed or renamed that isn't
-/// this very directory.
-struct Staging {
-    /// What it lies in.
-    parent: OwnedFd,
-    name: OsString,
-    directory: PathBuf,
-    tree: OpenTree,
-    _held: Flock<File>,
-}
-
-impl Staging {
-    /// A new one for `directory`. Those that killed processes left of it are removed.
-    fn beside(directory: &Path) -> Result<Staging, StoreError> {
-        let above = match directory.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let parent = rustix::fs::open(above, flags, Mode::empty()).at("open", above)?;
-        let name = directory.file_name().unwrap_or_default();
-        let prefix = [b".", name.as_bytes(), b".srp-"].concat();
-        remove_leftovers(&parent, above, &prefix)?;
-        let mut name = OsStr::from_bytes(&prefix).to_owned();
-        let random = getrandom::u64().map_err(std::io::Error::other).at("name", directory)?;
-        name.push(format!("{random:016x}"));
-        let path = above.join(&name);
-        rustix::fs::mkdirat(&parent, &name, Mode::RWXU).at("create", &path)?;
-        let made = open_tree::open_directory(parent.as_fd(), name.as_bytes()).at("open", &path)?;
-        // Whoever may write there could have put something else in its place meanwhile: an empty
-        // directory of this user's is as good.
-        let stat = rustix::fs::fstat(&made).at("read", &path)?;
-        let is_ours = stat.st_uid == nix::unistd::geteuid().as_raw();
-        if !is_ours || !open_tree::list(made.as_fd()).at("list", &path)?.is_empty() {
-            return Err(replaced(&path));
-        }
-        let held = hold(&made).at("lock", &path)?;
-        let _held = held.ok_or_else(|| replaced(&path))?;
-        let directory = directory.to_owned();
-        Ok(Staging { parent, name, directory, tree: OpenTree::new(made, path), _held })
-    }
-
-    /// Gives it its name.
-    fn place(&self) -> Result<(), StoreError> {
-        let to = self.directory.file_name().unwrap_or_default();
-        if !self.is_at(&self.name) {
-            return Err(replaced(self.tree.path()));
-        }
-        rustix::fs::renameat(&self.parent, &self.name, &self.parent, to)
-            .at("rename to", &self.directory)?;
-        if !self.is_at(to) {
-            return Err(replaced(&self.directory));
-        }
-        Ok(())
-    }
-
-    fn remove(&self) -> Result<(), StoreError> {
-        let remove = || {
-            files::empty(self.tree.as_fd())?;
-            match self.is_at(&self.name) {
-                true => nix::unistd::unlinkat(
-                    &self.parent,
-                    &*self.name,
-                    nix::unistd::UnlinkatFlags::RemoveDir,
-                ),
-                false => Ok(()),
-            }
-        };
-        remove().at("remove", self.tree.path())
-    }
-
-    /// Whether it is what has this name.
-    fn is_at(&self, name: &OsStr) -> bool {
-        let there = open_tree::stat(self.parent.as_fd(), name.as_bytes());
-        let ours = rustix::fs::fstat(&self.tree);
-        there.is_ok_and(|there| {
-            ours.is_ok_and(|ours| (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino))
-        })
-    }
-}
-
-fn replaced(path: &Path) -> StoreError {
-    let source = std::io::Error::other("somebody else replaced it meanwhile");
-    StoreError::Io { action: "write to", path: path.to_owned(), source }
-}
-
-/// Removes what killed processes left. Where others may rename this user's directories, one that
-/// has such a name need not be a leftover: there everything stays.
-fn remove_leftovers(parent: &OwnedFd, path: &Path, prefix: &[u8]) -> Result<(), StoreError> {
-    let user = nix::unistd::geteuid().as_raw();
-    let stat = rustix::fs::fstat(parent).at("read", path)?;
-    let is_own = [0, user].contains(&stat.st_uid);
-    let (open, sticky) = (stat.st_mode & 0o022 != 0, stat.st_mode & 0o1000 != 0);
-    if !is_own || (open && !sticky) {
-        return Ok(());
-    }
-    for entry in open_tree::list(parent.as_fd()).at("list", path)? {
-        if !entry.name.starts_with(prefix) {
-            continue;
-        }
-        let left = path.join(OsStr::from_bytes(&entry.name));
-        let Ok(directory) = open_tree::open_directory(parent.as_fd(), &entry.name) else {
-            continue;
-        };
-        if rustix::fs::fstat(&directory).at("read", &left)?.st_uid != user {
-            continue;
-        }
-        if let Some(_held) = hold(&directory).at("lock", &left)? {
-            files::remove_at(parent.as_fd(), &entry.name).at("remove", &left)?;
-        }
-    }
-    Ok(())
-}
-
-/// Locks a directory; `None` if somebody has it locked.
-fn hold(directory: &OwnedFd) -> std::io::Result<Option<Flock<File>>> {
-    match Flock::lock(directory.try_clone()?.into(), FlockArg::LockExclusiveNonblock) {
-        Ok(held) => Ok(Some(held)),
-        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
-        Err((_, error)) => Err(error.into()),
     }
 }
 

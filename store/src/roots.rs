@@ -5,11 +5,13 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use crate::error::{IoContext, StoreError};
 use crate::files;
 use crate::object::ObjectName;
+use crate::presence::undamaged;
 use crate::store::Store;
 
 /// How many generations of a root are kept.
@@ -28,26 +30,57 @@ pub struct Root {
 
 impl Store {
     /// Points the root `name` at `object`, in a new generation unless it is the newest already.
+    /// When this returns, it survives a power cut.
     pub fn set_root(&self, name: &str, object: &ObjectName) -> Result<Root, StoreError> {
         self.check_writable()?;
         let directory = self.root_directory(name)?;
-        let mut generations = self.generations(name, &directory)?;
-        if let Some(newest) = generations.last()
-            && newest.object == *object
-        {
-            return Ok(newest.clone());
-        }
-        let generation = generations.last().map_or(0, |newest| newest.generation) + 1;
-        let root = Root { name: name.to_owned(), generation, object: object.clone() };
-        fs::create_dir_all(&directory).at("create", &directory)?;
         let target = Path::new("../../objects").join(object.to_string());
-        files::symlink_atomically(&directory.join(generation.to_string()), &target)?;
-        generations.push(root.clone());
-        for old in &generations[..generations.len().saturating_sub(GENERATIONS)] {
-            let path = directory.join(old.generation.to_string());
-            fs::remove_file(&path).at("remove", &path)?;
+        loop {
+            // A damaged one keeps nobody from setting the root anew.
+            let mut generations = Vec::new();
+            let mut highest = 0;
+            for (number, root) in read_generations(name, &directory)? {
+                highest = number;
+                generations.extend(undamaged(root)?);
+            }
+            if let Some(newest) = generations.last()
+                && newest.object == *object
+            {
+                return Ok(newest.clone());
+            }
+            let generation = highest + 1;
+            let made = !directory.is_dir();
+            fs::create_dir_all(&directory).at("create", &directory)?;
+            let path = directory.join(generation.to_string());
+            match symlink(&target, &path) {
+                // Another process has made this generation, or removed the root: it is looked at
+                // again.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) =>
+                {
+                    continue;
+                }
+                linked => linked.at("create", &path)?,
+            }
+            let root = Root { name: name.to_owned(), generation, object: object.clone() };
+            generations.push(root.clone());
+            for old in &generations[..generations.len().saturating_sub(GENERATIONS)] {
+                let path = directory.join(old.generation.to_string());
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() == ErrorKind::NotFound => {}
+                    removed => removed.at("remove", &path)?,
+                }
+            }
+            match self.committer.sync_directory(&directory) {
+                // Removed again meanwhile, which is as if it had been removed afterwards.
+                Err(_) if !directory.is_dir() => {}
+                synced => synced?,
+            }
+            if made {
+                self.committer.sync_directory(&self.directory("roots"))?;
+            }
+            return Ok(root);
         }
-        Ok(root)
     }
 
     /// Removes the root `name` with all its generations; false if there was none.
@@ -97,30 +130,44 @@ impl Store {
     }
 
     fn generations(&self, name: &str, directory: &Path) -> Result<Vec<Root>, StoreError> {
-        let entries = match fs::read_dir(directory) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.at("list", directory)?,
-        };
-        let mut generations = Vec::new();
-        for entry in entries {
-            let path = entry.at("list", directory)?.path();
-            let text = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            if text.starts_with('.') {
-                continue;
-            }
-            let damaged = |reason: &str| StoreError::Damaged {
-                path: path.clone(),
-                reason: reason.to_owned(),
-            };
-            let generation = text.parse().map_err(|_| damaged("it is no generation's number"))?;
-            let target = fs::read_link(&path).at("read", &path)?;
-            let object = target
-                .file_name()
-                .and_then(|name| name.to_str()?.parse().ok())
-                .ok_or_else(|| damaged("it points to no object"))?;
-            generations.push(Root { name: name.to_owned(), generation, object });
-        }
-        generations.sort_by_key(|root| root.generation);
-        Ok(generations)
+        let found = read_generations(name, directory)?;
+        found.into_iter().map(|(_, root)| root).collect()
     }
+}
+
+/// What lies at a generation's number (0: it has none): the generation, or why it is none.
+type Numbered = (u64, Result<Root, StoreError>);
+
+/// What is in a root's directory, by number.
+fn read_generations(name: &str, directory: &Path) -> Result<Vec<Numbered>, StoreError> {
+    let mut found = Vec::new();
+    for path in files::entries(directory)? {
+        let number = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+        if let Some(root) = generation(name, &path).transpose() {
+            found.push((number.unwrap_or(0), root));
+        }
+    }
+    found.sort_by_key(|(number, _)| *number);
+    Ok(found)
+}
+
+/// A generation of a root; none if it is gone.
+fn generation(name: &str, path: &Path) -> Result<Option<Root>, StoreError> {
+    let damaged =
+        |reason: &str| StoreError::Damaged { path: path.to_owned(), reason: reason.to_owned() };
+    let text = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let generation = text.parse().map_err(|_| damaged("it is no generation's number"))?;
+    let target = match fs::read_link(path) {
+        // Another process has set the root anew, and this was its oldest generation.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::InvalidInput => {
+            return Err(damaged("it is no symlink"));
+        }
+        target => target.at("read", path)?,
+    };
+    let object = target
+        .file_name()
+        .and_then(|name| name.to_str()?.parse().ok())
+        .ok_or_else(|| damaged("it points to no object"))?;
+    Ok(Some(Root { name: name.to_owned(), generation, object }))
 }

@@ -2,12 +2,14 @@
 //!
 //! Files are the truth: everything here is answered from them. Writing is `commit.rs`'s business.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+
+use quick_cache::Weighter;
 
 use crate::commit::Committer;
 use crate::db::{self, Info};
@@ -19,7 +21,9 @@ use crate::files;
 use crate::listing::Listing;
 use crate::lock::Session;
 use crate::object::{ObjectName, ReferenceKind};
+use crate::presence::undamaged;
 use crate::realisation::{Claim, Realisation};
+use crate::staged::Staged;
 
 /// The store format that this program reads and writes.
 pub const FORMAT: u32 = 1;
@@ -51,9 +55,21 @@ pub struct Store {
     pub(crate) committer: Committer,
     /// Made when it is first needed.
     pub(crate) session: Mutex<Option<Arc<Session>>>,
-    listings: Mutex<HashMap<Digest, Arc<Listing>>>,
-    infos: Mutex<HashMap<ObjectId, Info>>,
+    pub(crate) listings: Kept<Digest, Arc<Listing>>,
+    infos: Kept<ObjectId, Info>,
 }
+
+/// What was read lately, within a bound: a server asks for all that there is.
+type Kept<K, V> = quick_cache::sync::Cache<K, V, MemoryBytes>;
+
+/// How much listings and records are kept in memory, each.
+const KEPT_BYTES: u64 = 128 << 20;
+/// How many of them that is expected to be.
+const KEPT_ITEMS: usize = 4096;
+
+/// What something that is kept takes in memory, roughly.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct MemoryBytes;
 
 /// How a store is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,8 +116,8 @@ impl Store {
             root: root.to_owned(),
             writable,
             session: Mutex::default(),
-            listings: Mutex::default(),
-            infos: Mutex::default(),
+            listings: Kept::with_weighter(KEPT_ITEMS, KEPT_BYTES, MemoryBytes),
+            infos: Kept::with_weighter(KEPT_ITEMS, KEPT_BYTES, MemoryBytes),
         };
         Ok(store)
     }
@@ -109,6 +125,11 @@ impl Store {
     /// The store's directory.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Whether the store was opened for writing.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.writable
     }
 
     /// An error unless the store was opened for writing.
@@ -139,17 +160,21 @@ impl Store {
     /// An object's record. Kept in memory: it never changes, and every build asks for those of its
     /// inputs.
     pub fn info(&self, id: &ObjectId) -> Result<Info, StoreError> {
-        if let Some(info) = self.infos.lock().expect("no holder panics").get(id) {
-            return Ok(info.clone());
+        if let Some(info) = self.infos.get(id) {
+            return Ok(info);
         }
         let found = self.find_info(id)?;
         let info =
             found.ok_or_else(|| StoreError::NoObject { id: *id, path: self.root.clone() })?;
-        self.infos.lock().expect("no holder panics").insert(*id, info.clone());
+        self.infos.insert(*id, info.clone());
         Ok(info)
     }
 
-    /// An object's record, if the object is in the store.
+    /// An object's record, if there is one. Whether the object is here is said by
+    /// [`present`](Store::present).
+    ///
+    /// # Errors
+    /// The record is damaged, or can't be read.
     pub fn find_info(&self, id: &ObjectId) -> Result<Option<Info>, StoreError> {
         let info: Option<Info> = self.record(&self.info_path(id))?;
         match info {
@@ -161,51 +186,35 @@ impl Store {
         }
     }
 
-    /// Whether the object and its tree are there. Cheap: the tree is not verified.
-    pub fn contains(&self, id: &ObjectId) -> Result<bool, StoreError> {
-        let Some(info) = self.find_info(id)? else { return Ok(false) };
-        Ok(self.tree_path(&info.object.tree).is_dir())
-    }
-
-    /// Whether the object and everything it refers to are there.
-    pub fn contains_closure(&self, ids: &[ObjectId]) -> Result<bool, StoreError> {
-        let mut seen = BTreeSet::new();
-        let mut pending = ids.to_vec();
-        while let Some(id) = pending.pop() {
-            if !seen.insert(id) {
-                continue;
-            }
-            let Some(info) = self.find_info(&id)? else { return Ok(false) };
-            if !self.tree_path(&info.object.tree).is_dir() {
-                return Ok(false);
-            }
-            pending.extend(info.object.references(ReferenceKind::ALL));
-        }
-        Ok(true)
-    }
-
-    /// What a resolved derivation came out as here.
+    /// What a resolved derivation came out as here. A damaged record counts as none: it is written
+    /// again when the derivation is realised.
     pub fn realisation(&self, resolved: &ResolvedHash) -> Result<Option<Realisation>, StoreError> {
-        self.record(&self.realisation_path(resolved))
+        Ok(undamaged(self.record(&self.realisation_path(resolved)))?.flatten())
     }
 
-    /// What was chosen here for a derivation by its static hash.
+    /// What was chosen here for a derivation by its static hash. A damaged claim counts as none, be
+    /// it a goal's or an input's: it is made again from the realisation.
     pub fn claim(&self, hash: &StaticHash) -> Result<Option<Claim>, StoreError> {
-        self.record(&self.claim_path(hash))
+        Ok(undamaged(self.record(&self.claim_path(hash)))?.flatten())
     }
 
-    /// A derivation that was instantiated here.
+    /// A derivation that was instantiated here. A damaged file counts as none: it is written again
+    /// when the derivation is instantiated.
     pub fn derivation(&self, hash: &StaticHash) -> Result<Option<Derivation>, StoreError> {
+        Ok(undamaged(self.read_derivation(hash))?.flatten())
+    }
+
+    fn read_derivation(&self, hash: &StaticHash) -> Result<Option<Derivation>, StoreError> {
         let path = self.derivation_path(hash);
         let Some(bytes) = files::read_if_exists(&path)? else { return Ok(None) };
-        let derivation = Derivation::from_canonical(&bytes).map_err(|error| {
-            StoreError::Damaged { path: path.clone(), reason: error.to_string() }
-        })?;
-        if derivation.static_hash() != *hash {
-            let reason = "it is another derivation than its name says".to_owned();
-            return Err(StoreError::Damaged { path, reason });
+        match Derivation::from_canonical(&bytes) {
+            Ok(derivation) if derivation.static_hash() == *hash => Ok(Some(derivation)),
+            Ok(_) => {
+                let reason = "it is another derivation than its name says".to_owned();
+                Err(StoreError::Damaged { path, reason })
+            }
+            Err(error) => Err(StoreError::Damaged { path, reason: error.to_string() }),
         }
-        Ok(Some(derivation))
     }
 
     /// Keeps a derivation, so that `show` and `log` find it later.
@@ -215,8 +224,8 @@ impl Store {
         let path = self.derivation_path(&hash);
         let bytes = derivation.to_canonical();
         // Advice may have changed under the same hash: the newest is kept.
-        if files::read_if_exists(&path)?.as_deref() != Some(&bytes) {
-            files::write_atomically(&path, &bytes)?;
+        if undamaged(files::read_if_exists(&path))?.flatten().as_deref() != Some(&bytes) {
+            self.write(&path, &bytes, 0o644)?;
         }
         Ok(hash)
     }
@@ -235,20 +244,8 @@ impl Store {
         Ok(found)
     }
 
-    /// A tree's listing. Kept in memory: it is asked for again and again.
-    pub fn listing(&self, tree: &Digest) -> Result<Arc<Listing>, StoreError> {
-        if let Some(listing) = self.listings.lock().expect("no holder panics").get(tree) {
-            return Ok(Arc::clone(listing));
-        }
-        let path = self.listing_path(tree);
-        let bytes = fs::read(&path).at("read", &path)?;
-        let listing = Arc::new(Listing::decode(&bytes, *tree, &path)?);
-        self.remember_listing(Arc::clone(&listing));
-        Ok(listing)
-    }
-
     pub(crate) fn remember_listing(&self, listing: Arc<Listing>) {
-        self.listings.lock().expect("no holder panics").insert(listing.digest(), listing);
+        self.listings.insert(listing.digest(), listing);
     }
 
     /// The closure of `ids` over references of `kinds`: each object once, an object before what
@@ -349,14 +346,31 @@ fn create(root: &Path, synced: bool) -> Result<(), StoreError> {
         fs::create_dir_all(&path).at("create", &path)?;
     }
     let meta = root.join("meta");
-    let staged =
-        files::stage_file(&meta, format!("srp store\nformat {FORMAT}\n").as_bytes(), 0o644)?;
+    let mut staged = Staged::beside(&meta, 0o644).at("write", &meta)?;
+    let text = format!("srp store\nformat {FORMAT}\n");
+    staged.write_all(text.as_bytes()).at("write", staged.path())?;
     if !synced {
-        return files::place(&staged, &meta);
+        return staged.place(&meta).at("write", &meta);
     }
-    File::open(&staged).and_then(|file| file.sync_all()).at("sync", &staged)?;
-    files::place(&staged, &meta)?;
-    files::sync_directory(root)
+    // The directories before what says that they are there.
+    let directory = File::open(root).at("open", root)?;
+    nix::unistd::syncfs(&directory).at("sync", root)?;
+    staged.place_synced(&meta).at("write", &meta)
+}
+
+impl Weighter<Digest, Arc<Listing>> for MemoryBytes {
+    fn weight(&self, _: &Digest, listing: &Arc<Listing>) -> u64 {
+        listing.memory_bytes()
+    }
+}
+
+impl Weighter<ObjectId, Info> for MemoryBytes {
+    fn weight(&self, _: &ObjectId, info: &Info) -> u64 {
+        // A reference, and what a node of a set of them takes.
+        const REFERENCE_BYTES: u64 = 40;
+        let references = info.object.references(ReferenceKind::ALL).count() as u64;
+        200 + REFERENCE_BYTES * references + 200 * info.object.permissions.len() as u64
+    }
 }
 
 /// `meta` is `srp store`, `format <number>`, then a line `feature <name>` for each feature without
@@ -442,7 +456,7 @@ mod tests {
         let composition = store.compose_object(&tool, ReferenceKind::RUN).expect("composed");
         let located = composition.locate("/usr/lib/../lib/libc.so").expect("located");
         assert_eq!(located.provider.expect("provided").object, libc.path_name());
-        let written = composition.materialise(&root, None).expect("written");
+        let written = composition.materialise(&root, true, None).expect("written");
         assert_eq!(fs::read_link(root.join("bin")).expect("a link"), Path::new("usr/bin"));
         assert_eq!(fs::read_to_string(root.join("lib/libc.so")).expect("readable"), "c");
         let again = ingest::copy(&root, &directory.path().join("copy"), Rules::default());
@@ -453,7 +467,10 @@ mod tests {
         let again = ingest::copy(&root, &directory.path().join("copy2"), Rules::default());
         assert_eq!(again.expect("copied").digest(), written.digest);
         let composition = store.compose_object(&tool, ReferenceKind::RUN).expect("composed");
-        assert!(matches!(composition.materialise(&root, None), Err(StoreError::NotEmpty { .. })));
+        assert!(matches!(
+            composition.materialise(&root, true, None),
+            Err(StoreError::NotEmpty { .. })
+        ));
     }
 
     #[test]
@@ -533,6 +550,13 @@ mod tests {
         for bad in ["", "..", "a/b", ".hidden"] {
             assert!(matches!(store.set_root(bad, &objects[0]), Err(StoreError::RootName { .. })));
         }
+        // A damaged one is an error of who asks for all, and doesn't keep the root from being set.
+        let damaged = store.directory("roots").join("stage1.x/7");
+        fs::write(&damaged, "").expect("written");
+        assert!(matches!(store.roots(), Err(StoreError::Damaged { .. })));
+        assert_eq!(store.set_root("stage1.x", &objects[0]).expect("set").generation, 8);
+        fs::remove_file(&damaged).expect("removed");
+        assert_eq!(store.roots().expect("readable").len(), 3);
         assert!(store.remove_root("stage1.x").expect("removed"));
         assert!(store.roots().expect("readable").is_empty());
     }

@@ -1,5 +1,7 @@
 //! Builds that fail: which one, why, the end of its log, and where the rest is.
 
+use std::fs;
+
 use crate::support::server::Server;
 use crate::support::{Place, Run};
 
@@ -105,9 +107,69 @@ return {{"": sh("linked", "mkdir $out/usr/lib; cp /srp/source/libbar.so/libbar.s
 #[test]
 fn limits_are_named() {
     let run = fails("sleep 60", ", timeout_seconds = 1");
-    run.says(&["it was stopped: "]);
+    run.says(&["failed: bad: timed out after 1 s (timeout_seconds = 1)\n"]);
     let run = fails("echo hello; sleep 60", ", silence_seconds = 1");
-    run.says(&["it was stopped: ", "| hello"]);
+    run.says(&["failed: bad: printed nothing for 1 s (silence_seconds = 1)\n", "| hello"]);
+}
+
+#[test]
+fn a_builder_that_cannot_be_started_is_told_by_name() {
+    let place = Place::new(
+        r##"
+def built_by(name, builder, tools = []):
+    return derivation(name = name, version = "1", build = TRIPLE, host = TRIPLE, builder = builder, tools = [applets, busybox] + tools)
+def program(text, mode):
+    return [sh("program", "mkdir $out/usr/libexec; printf '%s' '" + text + "' > $out/usr/libexec/p; chmod " + mode + " $out/usr/libexec/p", ignore_references = {"/usr/bin/perl": "a test"})]
+return {
+    "absent": built_by("absent", "/usr/bin/gcc"),
+    "plain": built_by("plain", "/usr/libexec/p", program("#!/usr/bin/sh", "644")),
+    "script": built_by("script", "/usr/libexec/p", program("#! /usr/bin/perl -w", "755")),
+    "text": built_by("text", "/usr/libexec/p", program("hello", "755")),
+}
+"##,
+    );
+    for (component, text) in [
+        ("absent", "failed: absent: no input in tools has its builder /usr/bin/gcc\n"),
+        ("plain", "cannot start /usr/libexec/p in the sandbox: it is not executable\n"),
+        (
+            "script",
+            "cannot start /usr/libexec/p in the sandbox: its interpreter /usr/bin/perl is not there\n",
+        ),
+        ("text", "it is neither a program for this machine nor a script that begins with #!"),
+    ] {
+        let run = place.srp(&["realise", &format!("t.x.{component}")]).exited(3).says(&[text]);
+        assert!(!run.stderr.contains("srp doctor"), "the machine has nothing to do with it\n{run}");
+    }
+}
+
+#[test]
+fn sources_among_the_definitions_may_be_of_any_size() {
+    let place = Place::new(
+        r#"
+on = struct(build = TRIPLE, shell = [applets, busybox])
+return {"": written_here(on, "written", "1", "//files", ["empty", "small", "large"])}
+"#,
+    );
+    let main = fs::read_to_string(place.path("derivations/main.star")).unwrap();
+    let load = "load(\"//lib/sources.star\", \"written_here\")\n";
+    place.write("derivations/main.star", &format!("{load}{main}"));
+    place.write("derivations/lib/sources.star", include_str!("../../derivations/lib/sources.star"));
+    place.write(
+        "derivations/lib/shell.star",
+        r#"def shell(script):
+    return {"builder": "/usr/bin/sh", "args": ["-euc", script]}
+"#,
+    );
+    // More than one program can be given: by bytes, and with characters of several.
+    let large: String = (0..250_000).map(|number| format!("{number} é\n")).collect();
+    let files = [("empty", ""), ("small", "no end"), ("large", large.as_str())];
+    for (name, text) in files {
+        place.write(&format!("derivations/files/{name}"), text);
+    }
+    let path = place.realise("t.x");
+    for (name, text) in files {
+        assert!(fs::read_to_string(path.join(name)).unwrap() == text, "{name}");
+    }
 }
 
 #[test]

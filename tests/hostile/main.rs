@@ -8,6 +8,8 @@
 
 #[path = "../support/harness.rs"]
 mod harness;
+#[path = "../crash/sound.rs"]
+mod sound;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -21,6 +23,7 @@ mod outputs;
 mod rootfs;
 mod sandboxes;
 mod serving;
+mod shells;
 mod stores;
 
 use std::fs;
@@ -42,6 +45,7 @@ const KINDS: &[Kind] = &[
     ("rootfs", rootfs::TESTS),
     ("sandboxes", sandboxes::TESTS),
     ("serving", serving::TESTS),
+    ("shells", shells::TESTS),
     ("stores", stores::TESTS),
 ];
 

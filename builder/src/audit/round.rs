@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use srp_store::{Build, Route, Scratch};
+use srp_store::{Build, Route, Scratch, StoreError};
 
 use super::compare::{self, Point};
 use super::dimension::{Dimension, Surroundings, Variation};
@@ -87,6 +87,7 @@ pub(super) fn rebuild(
     let (trees, failed) = match taken {
         Ok(trees) => (trees, None),
         Err(cause) if says_something(&cause) && !work.cancel.is_cancelled() => {
+            check_room(&scratch)?;
             let log_tail = crate::log::tail(&log, TAIL_LINES);
             (Trees::new(), Some(Failed { how: cause.to_string(), log_tail }))
         }
@@ -147,6 +148,22 @@ fn usually_seen(plan: &SandboxPlan, scratch: &Scratch) -> Result<Observation, Fa
     })
 }
 
+/// An error if the disk is full that a round was built on. Its builder failed because of that, or
+/// may have.
+fn check_room(scratch: &Scratch) -> Result<(), FailureCause> {
+    const ROOM_BYTES: u64 = 1 << 20;
+    let action = || format!("rebuild in {}", scratch.path().display());
+    let failed = |source: std::io::Error| FailureCause::Io { action: action(), source };
+    let disk = nix::sys::statvfs::statvfs(scratch.path()).map_err(|errno| failed(errno.into()))?;
+    let bytes = disk.blocks_available() as u64 * disk.fragment_size() as u64;
+    // Some file systems don't count inodes.
+    let no_inodes = disk.files() > 0 && disk.files_available() == 0;
+    if bytes < ROOM_BYTES || no_inodes {
+        return Err(failed(nix::errno::Errno::ENOSPC.into()));
+    }
+    Ok(())
+}
+
 /// Whether a failure is the builder's own doing, and not this machine's.
 fn says_something(cause: &FailureCause) -> bool {
     matches!(
@@ -154,9 +171,40 @@ fn says_something(cause: &FailureCause) -> bool {
         FailureCause::Builder { .. }
             | FailureCause::OutOfMemory { .. }
             | FailureCause::Limit { .. }
-            | FailureCause::Output { .. }
+            | FailureCause::Output {
+                // Whatever else the store says is that it could not write or read.
+                source: StoreError::FileType { .. }
+                    | StoreError::Mode { .. }
+                    | StoreError::NoSuchFile { .. }
+                    | StoreError::TooLong { .. }
+                    | StoreError::TooDeep { .. }
+                    | StoreError::TooLarge { .. }
+                    | StoreError::TooMany { .. },
+                ..
+            }
             | FailureCause::NotADirectory { .. }
             | FailureCause::Empty { .. }
             | FailureCause::Reserved { .. }
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_machine_is_no_difference() {
+        let output = |source| FailureCause::Output { output: "out".to_owned(), source };
+        let broken = StoreError::Io {
+            action: "read",
+            path: "tree".into(),
+            source: nix::errno::Errno::EIO.into(),
+        };
+        assert!(!says_something(&output(broken)));
+        assert!(says_something(&output(StoreError::FileType {
+            file: "f".into(),
+            what: "a socket"
+        })));
+        assert!(says_something(&FailureCause::Empty { output: "out".to_owned() }));
+    }
 }

@@ -6,7 +6,8 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use super::error::{FetchError, PlaceFailure, Reason};
-use super::http::{Client, Event, Head};
+use super::http::{self, Client, ContentRange, Event, Failure, Head};
+use super::pace::{LowSpeed, Pace};
 use super::request::{FetchRequest, Place, Progress};
 use super::sources::{Origin, Partial};
 use crate::cancel::CancelToken;
@@ -25,8 +26,7 @@ const WORTHWHILE: u64 = 1 << 20;
 pub(super) struct Patience {
     pub(super) retries: u32,
     pub(super) retry_delay: Duration,
-    pub(super) low_speed_bytes_per_second: u64,
-    pub(super) low_speed_seconds: u64,
+    pub(super) low_speed: LowSpeed,
 }
 
 /// A download's circumstances.
@@ -89,16 +89,16 @@ impl Download<'_> {
             let before = transferred.bytes;
             let started_at = partial.length();
             match self.once(url, partial, transferred) {
-                Ok(()) if partial.digest() == self.request.sha256 => {
+                Ok(_) if partial.digest() == self.request.sha256 => {
                     transferred.resumed |= started_at > 0;
                     return Ok(());
                 }
-                Ok(()) if started_at > 0 && partial.length() > 0 => {
+                Ok(_) if started_at > 0 && partial.length() > 0 => {
                     // Perhaps it was the earlier part that was wrong: a place is judged only by what
                     // all came from it.
                     partial.reset()?;
                 }
-                Ok(()) => return Err(Failed::Place(self.wrong_hash(partial)?)),
+                Ok(encoding) => return Err(Failed::Place(self.wrong_hash(partial, encoding)?)),
                 Err(Broken::Restart) => partial.reset()?,
                 Err(Broken::Give(failed)) => return Err(failed),
                 Err(Broken::Retry { reason, after }) => {
@@ -118,13 +118,13 @@ impl Download<'_> {
         }
     }
 
-    /// One request, from its start to its end.
+    /// One request, from its start to its end; how the server had encoded the file, if it did.
     fn once(
         &self,
         url: &str,
         partial: &mut Partial,
         transferred: &mut Transferred,
-    ) -> Result<(), Broken> {
+    ) -> Result<Option<String>, Broken> {
         self.check_cancelled()?;
         let range = (partial.length() > 0).then(|| {
             let origin = partial.origin().filter(|origin| origin.url == url);
@@ -135,16 +135,20 @@ impl Download<'_> {
             path: self.request.name.clone().into(),
             source,
         })?;
-        let mut speed = Speed::new(self.patience);
+        let mut pace = Pace::new(self.patience.low_speed);
         let mut head: Option<Head> = None;
         let mut total = None;
         loop {
             self.check_cancelled()?;
-            let event = match events.recv_timeout(TICK) {
+            let asked = Instant::now();
+            let received = events.recv_timeout(TICK);
+            // A longer wait was no wait for the server: this process stood still (stopped by the shell).
+            let waited = asked.elapsed().min(TICK);
+            let event = match received {
                 Ok(event) => event,
                 Err(RecvTimeoutError::Timeout) => {
                     // Before the head, the time-outs for connecting and answering watch.
-                    if head.is_some() && speed.too_slow(0) {
+                    if head.is_some() && pace.is_too_slow(waited, 0) {
                         return Err(self.too_slow());
                     }
                     continue;
@@ -159,25 +163,25 @@ impl Download<'_> {
                     total = self.accept(url, &answer, partial)?;
                     let place = Place::Url(url.to_owned());
                     self.progress.began(&place, partial.length(), total);
-                    speed = Speed::new(self.patience);
                     head = Some(answer);
                 }
                 Event::Data(bytes) => {
                     let limit = self.request.size_bytes.unwrap_or(MAX_UNSTATED_SIZE);
                     let length = partial.length() + bytes.len() as u64;
                     if length > limit {
-                        let html = head.as_ref().is_some_and(|head| head.html);
+                        let head = head.unwrap_or_default();
                         partial.reset()?;
                         return Err(place(Reason::WrongSize {
                             expected: limit,
                             actual: length,
-                            html,
+                            html: head.html,
+                            encoding: head.encoding,
                         }));
                     }
                     partial.append(&bytes)?;
                     transferred.bytes += bytes.len() as u64;
                     self.progress.received(bytes.len() as u64);
-                    if speed.too_slow(bytes.len() as u64) {
+                    if pace.is_too_slow(waited, bytes.len() as u64) {
                         return Err(self.too_slow());
                     }
                 }
@@ -188,9 +192,9 @@ impl Download<'_> {
                         let reason = Reason::Truncated { received, total };
                         return Err(Broken::Retry { reason, after: None });
                     }
-                    return Ok(());
+                    return Ok(head.and_then(|head| head.encoding));
                 }
-                Event::Failed { reason, transient: true } => {
+                Event::Failed(Failure { reason, transient: true }) => {
                     let reason = match reason {
                         // A connection that breaks in the middle of a file is best told by how far.
                         Reason::Protocol { .. } if head.is_some() => {
@@ -200,7 +204,7 @@ impl Download<'_> {
                     };
                     return Err(Broken::Retry { reason, after: None });
                 }
-                Event::Failed { reason, transient: false } => return Err(place(reason)),
+                Event::Failed(Failure { reason, transient: false }) => return Err(place(reason)),
             }
         }
     }
@@ -210,9 +214,11 @@ impl Download<'_> {
     fn accept(&self, url: &str, head: &Head, partial: &mut Partial) -> Result<Option<u64>, Broken> {
         let total = match head.status {
             200 => head.content_length,
-            206 => match head.content_range {
-                Some((first, total)) if first == partial.length() && first > 0 => {
-                    total.or(head.content_length.map(|length| first + length))
+            206 => match &head.content_range {
+                Some(ContentRange { bytes, total })
+                    if bytes.start == partial.length() && bytes.start > 0 =>
+                {
+                    total.or(head.content_length.map(|length| bytes.start + length))
                 }
                 _ if partial.length() > 0 => return Err(Broken::Restart),
                 _ => {
@@ -221,7 +227,7 @@ impl Download<'_> {
                 }
             },
             416 if partial.length() > 0 => return Err(Broken::Restart),
-            status @ (408 | 429 | 500 | 502 | 503 | 504) => {
+            status if http::is_transient(status) => {
                 let reason = Reason::Status { status };
                 return Err(Broken::Retry { reason, after: head.retry_after });
             }
@@ -231,7 +237,8 @@ impl Download<'_> {
             && expected != actual
         {
             // Don't throw away a good part because this server has another file.
-            return Err(place(Reason::WrongSize { expected, actual, html: head.html }));
+            let (html, encoding) = (head.html, head.encoding.clone());
+            return Err(place(Reason::WrongSize { expected, actual, html, encoding }));
         }
         if head.status == 200 && partial.length() > 0 {
             // It ignores ranges, or its file has changed since.
@@ -242,12 +249,17 @@ impl Download<'_> {
         Ok(total)
     }
 
-    fn wrong_hash(&self, partial: &mut Partial) -> Result<Reason, FetchError> {
+    fn wrong_hash(
+        &self,
+        partial: &mut Partial,
+        encoding: Option<String>,
+    ) -> Result<Reason, FetchError> {
         let reason = Reason::WrongHash {
             expected: self.request.sha256,
             actual: partial.digest(),
             size_bytes: partial.length(),
             html: partial.looks_like_html(),
+            encoding,
         };
         partial.reset()?;
         Ok(reason)
@@ -255,8 +267,8 @@ impl Download<'_> {
 
     fn too_slow(&self) -> Broken {
         place(Reason::TooSlow {
-            bytes_per_second: self.patience.low_speed_bytes_per_second,
-            seconds: self.patience.low_speed_seconds,
+            bytes_per_second: self.patience.low_speed.bytes_per_second,
+            seconds: self.patience.low_speed.seconds,
         })
     }
 
@@ -282,43 +294,4 @@ impl Download<'_> {
 
 fn place(reason: Reason) -> Broken {
     Broken::Give(Failed::Place(reason))
-}
-
-/// Notices when, second after second, too little arrives.
-struct Speed {
-    limit: u64,
-    seconds: u64,
-    second_began: Instant,
-    second_bytes: u64,
-    slow_seconds: u64,
-}
-
-impl Speed {
-    fn new(patience: Patience) -> Self {
-        Self {
-            limit: patience.low_speed_bytes_per_second,
-            seconds: patience.low_speed_seconds,
-            second_began: Instant::now(),
-            second_bytes: 0,
-            slow_seconds: 0,
-        }
-    }
-
-    fn too_slow(&mut self, bytes: u64) -> bool {
-        self.second_bytes += bytes;
-        let elapsed = self.second_began.elapsed();
-        if elapsed < Duration::from_secs(1) {
-            return false;
-        }
-        // If it was this process that stood still (stopped by the shell, a disk that blocks), the server
-        // isn't to blame: such a second doesn't count.
-        if elapsed < Duration::from_secs(3) {
-            let per_second = u128::from(self.second_bytes) * 1000 / elapsed.as_millis();
-            let slow = per_second < u128::from(self.limit);
-            self.slow_seconds = if slow { self.slow_seconds + 1 } else { 0 };
-        }
-        self.second_began = Instant::now();
-        self.second_bytes = 0;
-        self.slow_seconds >= self.seconds.max(1)
-    }
 }

@@ -28,7 +28,7 @@ pub enum FetchError {
         sha256: Sha256,
     },
     /// Every place failed.
-    #[error("no place had {name} (sha256 {sha256}){}", FailureList(failures))]
+    #[error("{}", all_failed(name, sha256, failures))]
     AllPlacesFailed {
         /// The request's name.
         name: String,
@@ -86,6 +86,17 @@ impl FetchError {
                             .into(),
                     );
                 }
+                // Somebody has it, or something else by its name: carrying it here wouldn't help.
+                if any(|r| matches!(r, Reason::WrongHash { .. })) {
+                    return hints;
+                }
+                if any(|r| matches!(r, Reason::ProxyUnreachable { .. })) {
+                    hints.push(
+                        "the proxy is named by http_proxy, https_proxy or all_proxy; hosts that \
+                         need none by no_proxy"
+                            .into(),
+                    );
+                }
                 hints.push(
                     "where the file is at hand, or another machine can reach it: `srp source mirror \
                      DIR` there makes a directory that is a place here"
@@ -116,15 +127,30 @@ impl fmt::Display for PlaceFailure {
     }
 }
 
-struct FailureList<'a>(&'a [PlaceFailure]);
-
-impl fmt::Display for FailureList<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for failure in self.0 {
-            write!(f, "\n  {failure}")?;
+/// The places with their reasons; if all had one file and it is the wrong one, that instead.
+fn all_failed(name: &str, sha256: &Sha256, failures: &[PlaceFailure]) -> String {
+    let wrong = |failure: &PlaceFailure| match &failure.reason {
+        Reason::WrongHash { actual, html: false, .. } => Some(*actual),
+        _ => None,
+    };
+    let mut text = match failures.first().and_then(wrong) {
+        Some(actual) if failures.iter().all(|failure| wrong(failure) == Some(actual)) => {
+            let mut text =
+                format!("wrong hash for {name}\n  expected {sha256}\n  got      {actual}");
+            for PlaceFailure { place, reason } in failures {
+                text += &format!("\n  from {place}");
+                if let Reason::WrongHash { encoding, .. } = reason {
+                    text += &encoded(encoding);
+                }
+            }
+            return text;
         }
-        Ok(())
+        _ => format!("no place had {name} (sha256 {sha256})"),
+    };
+    for failure in failures {
+        text += &format!("\n  {failure}");
     }
+    text
 }
 
 /// Why one place could not provide a file.
@@ -155,9 +181,19 @@ pub enum Reason {
         detail: String,
     },
     /// The proxy refused or its address is malformed.
-    #[error("the proxy failed ({detail})")]
+    #[error("the proxy {proxy} failed ({detail})")]
     Proxy {
+        /// Its address as configured, without a login.
+        proxy: String,
         /// What went wrong.
+        detail: String,
+    },
+    /// Nobody answers where the proxy should be.
+    #[error("the proxy {proxy} cannot be reached ({detail})")]
+    ProxyUnreachable {
+        /// Its address as configured, without a login.
+        proxy: String,
+        /// Why not.
         detail: String,
     },
     /// The server's answer was an error.
@@ -184,6 +220,20 @@ pub enum Reason {
         /// Where to.
         location: String,
     },
+    /// The server of a binary cache sent us to another one.
+    #[error("refused to follow a redirect to another place, {location}")]
+    ForeignRedirect {
+        /// Where to.
+        location: String,
+    },
+    /// The server sent us to what can't be a place.
+    #[error("redirects to {location:?}, which is not a URL ({detail})")]
+    InvalidRedirect {
+        /// What it sent.
+        location: String,
+        /// What is wrong with it.
+        detail: String,
+    },
     /// The connection was there, but nothing came over it.
     #[error("no answer within {seconds} s")]
     Timeout {
@@ -207,7 +257,11 @@ pub enum Reason {
         total: Option<u64>,
     },
     /// The file there has another size.
-    #[error("{} of {actual} bytes instead of the {expected} expected", thing(*html))]
+    #[error(
+        "{} of {actual} bytes instead of the {expected} expected{}",
+        thing(*html),
+        encoded(encoding)
+    )]
     WrongSize {
         /// The request's size.
         expected: u64,
@@ -215,9 +269,15 @@ pub enum Reason {
         actual: u64,
         /// Whether it looks like an HTML page, as captive portals and error pages do.
         html: bool,
+        /// How the server had encoded it, although asked not to.
+        encoding: Option<String>,
     },
     /// The file there has another digest.
-    #[error("wrong hash: expected sha256 {expected}, got {actual} ({} of {size_bytes} bytes)", thing(*html))]
+    #[error(
+        "wrong hash\n    expected {expected}\n    got      {actual} ({} of {size_bytes} bytes{})",
+        thing(*html),
+        encoded(encoding)
+    )]
     WrongHash {
         /// The request's digest.
         expected: Sha256,
@@ -227,6 +287,17 @@ pub enum Reason {
         size_bytes: u64,
         /// Whether it looks like an HTML page.
         html: bool,
+        /// How the server had encoded it, although asked not to.
+        encoding: Option<String>,
+    },
+    /// There is no git to fetch with.
+    #[error("git is not installed, and git sources are fetched by it")]
+    GitMissing,
+    /// The repository can't be had, or is none that can be a source.
+    #[error("git failed ({detail})")]
+    Git {
+        /// What git said, or what is wrong with the repository.
+        detail: String,
     },
     /// A local file that isn't there or can't be read.
     #[error("cannot be read ({detail})")]
@@ -291,6 +362,7 @@ fn apt_had_none(directory: &Option<PathBuf>) -> String {
 
 fn known_status(status: u16) -> &'static str {
     match status {
+        300..=399 => " (a redirect that leads nowhere)",
         401 => " (needs a login)",
         403 => " (forbidden)",
         404 => " (not found)",
@@ -304,6 +376,13 @@ fn known_status(status: u16) -> &'static str {
 
 fn of_total(total: Option<u64>) -> String {
     total.map(|total| format!(" of {total}")).unwrap_or_default()
+}
+
+fn encoded(encoding: &Option<String>) -> String {
+    match encoding {
+        Some(encoding) => format!(", which the server had encoded (Content-Encoding: {encoding})"),
+        None => String::new(),
+    }
 }
 
 fn thing(html: bool) -> &'static str {

@@ -10,9 +10,11 @@ use sha2::Digest;
 
 use super::download::{Download, Failed, Patience, Transferred};
 use super::error::{FetchError, PlaceFailure, Reason};
+use super::git::{GitFetch, GitPlace};
 use super::http::{Client, Timeouts};
 use super::mirrors::Mirrors;
 use super::network::NetworkSettings;
+use super::pace::LowSpeed;
 use super::request::{FetchRequest, Fetched, Place, Progress, Sha256};
 use super::sources::{Claim, Partial, Sources};
 use super::url;
@@ -28,6 +30,8 @@ pub struct FetcherConfig {
     pub directories: Vec<PathBuf>,
     /// Proxies and certificates.
     pub network: NetworkSettings,
+    /// The program that git sources are fetched by, by its absolute path.
+    pub git: PathBuf,
     /// What servers are told.
     pub user_agent: String,
     /// How long resolving and connecting may take, each.
@@ -46,15 +50,17 @@ pub struct FetcherConfig {
 
 impl Default for FetcherConfig {
     fn default() -> Self {
+        let low_speed = LowSpeed::default();
         Self {
             mirrors: Mirrors::default(),
             directories: Vec::new(),
             network: NetworkSettings::default(),
+            git: "/usr/bin/git".into(),
             user_agent: concat!("srp/", env!("CARGO_PKG_VERSION")).into(),
             connect_timeout: Duration::from_secs(10),
             answer_timeout: Duration::from_secs(30),
-            low_speed_bytes_per_second: 1024,
-            low_speed_seconds: 30,
+            low_speed_bytes_per_second: low_speed.bytes_per_second,
+            low_speed_seconds: low_speed.seconds,
             retries: 3,
             retry_delay: Duration::from_millis(500),
         }
@@ -66,6 +72,8 @@ pub struct Fetcher {
     mirrors: Mirrors,
     directories: Vec<PathBuf>,
     client: Arc<Client>,
+    network: NetworkSettings,
+    git: PathBuf,
     patience: Patience,
 }
 
@@ -81,12 +89,16 @@ impl Fetcher {
         Self {
             mirrors: config.mirrors,
             directories: config.directories,
+            network: config.network.clone(),
+            git: config.git,
             client: Arc::new(Client::new(config.network, timeouts, config.user_agent)),
             patience: Patience {
                 retries: config.retries,
                 retry_delay: config.retry_delay,
-                low_speed_bytes_per_second: config.low_speed_bytes_per_second,
-                low_speed_seconds: config.low_speed_seconds,
+                low_speed: LowSpeed {
+                    bytes_per_second: config.low_speed_bytes_per_second,
+                    seconds: config.low_speed_seconds,
+                },
             },
         }
     }
@@ -125,7 +137,10 @@ impl Fetcher {
                     .try_place(&place, request, &mut partial, &mut transferred, progress, cancel)
                     .map(|()| place.clone())
                     .map_err(|failed| (place, failed)),
-                Err(failure) => Err((failure.place, Failed::Place(failure.reason))),
+                Err(failure) => {
+                    let PlaceFailure { place, reason } = *failure;
+                    Err((place, Failed::Place(reason)))
+                }
             };
             match outcome {
                 Ok(from) => {
@@ -150,7 +165,11 @@ impl Fetcher {
     }
 
     /// Every place to try, in order; those that can't be resolved with the reason.
-    fn places(&self, request: &FetchRequest, sources: &Path) -> Vec<Result<Place, PlaceFailure>> {
+    fn places(
+        &self,
+        request: &FetchRequest,
+        sources: &Path,
+    ) -> Vec<Result<Place, Box<PlaceFailure>>> {
         let mut places = Vec::new();
         let directories = self.directories.iter().map(PathBuf::as_path);
         for directory in std::iter::once(sources).chain(directories) {
@@ -159,7 +178,8 @@ impl Fetcher {
         }
         let mut fallbacks = Vec::new();
         for text in &request.urls {
-            let failed = |reason| PlaceFailure { place: Place::Unresolved(text.clone()), reason };
+            let failed =
+                |reason| Box::new(PlaceFailure { place: Place::Unresolved(text.clone()), reason });
             match url::scheme(text).as_deref() {
                 Some("http" | "https") => places.push(Ok(Place::Url(text.clone()))),
                 Some("file") => places.push(match url::file_path(text) {
@@ -175,6 +195,17 @@ impl Fetcher {
                         Err(error) => places.push(Err(failed(error.into()))),
                     }
                     fallbacks.extend(self.mirrors.fallbacks(text).into_iter().map(from_base));
+                }
+                Some("git+https" | "git+http" | "git+file" | "git+mirror") => {
+                    let repository = &text["git+".len()..];
+                    if url::scheme(repository).as_deref() != Some("mirror") {
+                        places.push(git_place(repository));
+                        continue;
+                    }
+                    match self.mirrors.resolve(repository) {
+                        Ok(urls) => places.extend(urls.iter().map(|url| git_place(url))),
+                        Err(error) => places.push(Err(failed(error.into()))),
+                    }
                 }
                 Some(scheme) => {
                     let scheme = scheme.to_owned();
@@ -210,6 +241,26 @@ impl Fetcher {
                 };
                 download.run(url, partial, transferred)
             }
+            Place::Git(text) => {
+                let invalid = |detail| Failed::Place(Reason::InvalidUrl { detail });
+                let parsed = GitPlace::parse(&text["git+".len()..]).map_err(invalid)?;
+                let low_speed = self.patience.low_speed;
+                let (program, network) = (self.git.as_path(), &self.network);
+                let fetch = GitFetch { program, network, low_speed, request, cancel };
+                progress.began(place, 0, request.size_bytes);
+                let received = |bytes| progress.received(bytes);
+                transferred.bytes += fetch.run(&parsed, partial, &received)?;
+                let actual = partial.digest();
+                if actual == request.sha256 {
+                    return Ok(());
+                }
+                let (size_bytes, html) = (partial.length(), false);
+                partial.reset()?;
+                let expected = request.sha256;
+                let encoding = None;
+                let reason = Reason::WrongHash { expected, actual, size_bytes, html, encoding };
+                Err(Failed::Place(reason))
+            }
             Place::Directory(path) | Place::File(path) => {
                 let bytes = copy(path, place, request, partial, progress, cancel)?;
                 transferred.bytes += bytes;
@@ -241,7 +292,9 @@ fn copy(
     }
     let size_bytes = metadata.len();
     if let Some(expected) = request.size_bytes.filter(|expected| *expected != size_bytes) {
-        return Err(Failed::Place(Reason::WrongSize { expected, actual: size_bytes, html: false }));
+        let (html, encoding) = (false, None);
+        let reason = Reason::WrongSize { expected, actual: size_bytes, html, encoding };
+        return Err(Failed::Place(reason));
     }
     progress.began(place, 0, Some(size_bytes));
     let mut started = partial.length() == 0;
@@ -273,7 +326,8 @@ fn copy(
                 partial.reset()?;
             }
             let expected = request.sha256;
-            let reason = Reason::WrongHash { expected, actual, size_bytes: copied, html };
+            let (size_bytes, encoding) = (copied, None);
+            let reason = Reason::WrongHash { expected, actual, size_bytes, html, encoding };
             return Err(Failed::Place(reason));
         }
         if started {
@@ -285,7 +339,21 @@ fn copy(
     }
 }
 
-fn from_base(url: String) -> Result<Place, PlaceFailure> {
+/// A commit of a repository, if what follows `git+` names one.
+fn git_place(repository: &str) -> Result<Place, Box<PlaceFailure>> {
+    let place = format!("git+{repository}");
+    let refused =
+        |reason| Box::new(PlaceFailure { place: Place::Unresolved(place.clone()), reason });
+    let parsed = GitPlace::parse(repository);
+    let GitPlace { url, .. } = parsed.map_err(|detail| refused(Reason::InvalidUrl { detail }))?;
+    match url::scheme(&url).as_deref() {
+        Some("file") if url::file_path(&url).is_some() => {}
+        _ => drop(url::parse(&url).map_err(refused)?),
+    }
+    Ok(Place::Git(place))
+}
+
+fn from_base(url: String) -> Result<Place, Box<PlaceFailure>> {
     match url::scheme(&url).as_deref() {
         Some("http" | "https") => Ok(Place::Url(url)),
         Some("file") if url::file_path(&url).is_some() => {
@@ -294,7 +362,7 @@ fn from_base(url: String) -> Result<Place, PlaceFailure> {
         scheme => {
             let scheme = scheme.unwrap_or("relative").to_owned();
             let reason = Reason::UnsupportedScheme { scheme };
-            Err(PlaceFailure { place: Place::Unresolved(url), reason })
+            Err(Box::new(PlaceFailure { place: Place::Unresolved(url), reason }))
         }
     }
 }

@@ -58,7 +58,7 @@ impl<In: Transport> Connector<In> for ForwardConnector {
         let authority = details.uri.authority().ok_or(Error::ConnectionFailed)?.as_str();
         let host = authority.rsplit('@').next().unwrap_or(authority);
         let prefix = format!("http://{host}").into_bytes();
-        Ok(chained.map(|inner| ForwardTransport { inner, prefix }))
+        Ok(chained.map(|inner| ForwardTransport { inner, prefix, is_head: true }))
     }
 }
 
@@ -67,6 +67,8 @@ impl<In: Transport> Connector<In> for ForwardConnector {
 struct ForwardTransport<In> {
     inner: In,
     prefix: Vec<u8>,
+    /// Whether what is sent next begins a request: a body may look like one.
+    is_head: bool,
 }
 
 impl<In: Transport> Transport for ForwardTransport<In> {
@@ -75,24 +77,36 @@ impl<In: Transport> Transport for ForwardTransport<In> {
     }
 
     fn transmit_output(&mut self, amount: usize, timeout: NextTimeout) -> Result<(), Error> {
-        const METHOD: &[u8] = b"GET ";
         let output = self.inner.buffers().output();
         let longer = amount + self.prefix.len();
         let mut amount = amount;
-        // A request head of ours is far smaller than the buffer and so arrives here in one piece.
-        if output[..amount].starts_with(b"GET /") && longer <= output.len() {
-            output.copy_within(METHOD.len()..amount, METHOD.len() + self.prefix.len());
-            output[METHOD.len()..METHOD.len() + self.prefix.len()].copy_from_slice(&self.prefix);
+        if std::mem::take(&mut self.is_head)
+            && let Some(target) = target(&output[..amount])
+        {
+            // A request line of ours is far smaller than the buffer, and what follows it is short.
+            if longer > output.len() {
+                return Err(Error::Other("the head of a request to a proxy is too long".into()));
+            }
+            output.copy_within(target..amount, target + self.prefix.len());
+            output[target..target + self.prefix.len()].copy_from_slice(&self.prefix);
             amount = longer;
         }
         self.inner.transmit_output(amount, timeout)
     }
 
     fn await_input(&mut self, timeout: NextTimeout) -> Result<bool, Error> {
+        // An answer is read: what is sent afterwards is another request.
+        self.is_head = true;
         self.inner.await_input(timeout)
     }
 
     fn is_open(&mut self) -> bool {
         self.inner.is_open()
     }
+}
+
+/// Where the target begins in a request's first line (`PUT /path HTTP/1.1`), if it is a path.
+fn target(head: &[u8]) -> Option<usize> {
+    let space = head.iter().position(|byte| !byte.is_ascii_uppercase())?;
+    (space > 0 && head[space..].starts_with(b" /")).then_some(space + 1)
 }

@@ -1,16 +1,19 @@
-//! HTTP: one request at a time on a thread of its own, redirects followed, proxies and certificates as
-//! configured. What an answer means for a fetch is `download`'s matter.
+//! The HTTP client, of fetches and of binary caches: redirects followed, proxies and certificates as
+//! configured, and how answers are read. What an answer means for a fetch is `download`'s matter, what it
+//! means for a cache `crate::remote`'s.
 //!
-//! The thread exists because resolving, connecting and reading block, and whoever waits must be able
-//! to give up (cancelled, too slow) at once. A request that was given up ends by itself at its next
-//! time-out; nobody waits for it.
+//! A fetch's request has a thread of its own, because resolving, connecting and reading block, and whoever
+//! waits must be able to give up (cancelled, too slow) at once. A request that was given up ends by itself
+//! at its next time-out; nobody waits for it.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use ::url::Url;
 use ureq::http::{HeaderMap, HeaderName, Method, Request, Response, Uri, header};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, AsSendBody, Body, Proxy};
@@ -57,14 +60,24 @@ enum Route {
     Tunnel(String),
 }
 
+/// Where a request may be redirected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Redirects {
+    /// To any web server, though not from one with TLS to one without: what comes is verified.
+    Anywhere,
+    /// Within scheme, host and port.
+    SameOrigin,
+}
+
 /// The part of an answer's head that a fetch needs.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Head {
     pub(super) status: u16,
     pub(super) content_length: Option<u64>,
-    /// First byte and total of a `Content-Range`.
-    pub(super) content_range: Option<(u64, Option<u64>)>,
+    pub(super) content_range: Option<ContentRange>,
     pub(super) html: bool,
+    /// How the server has encoded the file, although asked not to.
+    pub(super) encoding: Option<String>,
     /// What `If-Range` accepts: a strong `ETag`, else `Last-Modified`.
     pub(super) validator: Option<String>,
     pub(super) retry_after: Option<Duration>,
@@ -76,10 +89,21 @@ pub(super) enum Event {
     Data(Vec<u8>),
     End,
     /// The request failed; whether trying again may help.
-    Failed {
-        reason: Reason,
-        transient: bool,
-    },
+    Failed(Failure),
+}
+
+/// Why a request failed.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) reason: Reason,
+    /// Whether trying again may help.
+    pub(super) transient: bool,
+}
+
+impl From<Reason> for Failure {
+    fn from(reason: Reason) -> Self {
+        Self { reason, transient: false }
+    }
 }
 
 impl Client {
@@ -99,9 +123,9 @@ impl Client {
         let client = Arc::clone(self);
         let url = url.to_owned();
         std::thread::Builder::new().name("srp-http".into()).spawn(move || {
-            if let Err(event) = client.run(&url, range, &sender) {
+            if let Err(failure) = client.run(&url, range, &sender) {
                 // Whoever has gone doesn't need to know.
-                let _ = sender.send(event);
+                let _ = sender.send(Event::Failed(failure));
             }
         })?;
         Ok(receiver)
@@ -112,8 +136,13 @@ impl Client {
         url: &str,
         range: Option<(u64, Option<String>)>,
         sender: &SyncSender<Event>,
-    ) -> Result<(), Event> {
-        let response = self.follow(url, &range)?;
+    ) -> Result<(), Failure> {
+        let mut headers = Vec::new();
+        if let Some((offset, validator)) = range {
+            headers.push((header::RANGE, format!("bytes={offset}-")));
+            headers.extend(validator.map(|validator| (header::IF_RANGE, validator)));
+        }
+        let response = self.follow(Method::GET, url, &headers, Redirects::Anywhere)?;
         let head = head(response.status().as_u16(), response.headers());
         if sender.send(Event::Head(head)).is_err() {
             return Ok(());
@@ -138,48 +167,16 @@ impl Client {
         }
     }
 
-    /// Sends the request, and again wherever it is redirected to.
-    fn follow(
+    /// Sends a request without a body, and again wherever it is redirected to. Any other status is an
+    /// answer.
+    pub(crate) fn ask(
         &self,
+        method: Method,
         url: &str,
-        range: &Option<(u64, Option<String>)>,
-    ) -> Result<Response<Body>, Event> {
-        let mut url = url.to_owned();
-        for _ in 0..=MAX_REDIRECTS {
-            let response = self.send(&url, range)?;
-            let location = response
-                .headers()
-                .get(header::LOCATION)
-                .and_then(|location| location.to_str().ok())
-                .filter(|_| matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308));
-            let Some(location) = location else { return Ok(response) };
-            let next = url::join(&url, location);
-            match (url::scheme(&url).as_deref(), url::scheme(&next).as_deref()) {
-                (Some("https"), Some("http")) => {
-                    return fail(Reason::InsecureRedirect { location: url::redact(&next) });
-                }
-                (_, Some("http" | "https")) => {}
-                (_, scheme) => {
-                    let scheme = scheme.unwrap_or("?").to_owned();
-                    return fail(Reason::UnsupportedScheme { scheme });
-                }
-            }
-            url = next;
-        }
-        fail(Reason::TooManyRedirects { limit: MAX_REDIRECTS })
-    }
-
-    fn send(
-        &self,
-        url: &str,
-        range: &Option<(u64, Option<String>)>,
-    ) -> Result<Response<Body>, Event> {
-        let mut headers = Vec::new();
-        if let Some((offset, validator)) = range {
-            headers.push((header::RANGE, format!("bytes={offset}-")));
-            headers.extend(validator.clone().map(|validator| (header::IF_RANGE, validator)));
-        }
-        self.request(Method::GET, url, headers, ())
+        headers: &[(HeaderName, String)],
+        redirects: Redirects,
+    ) -> Result<Response<Body>, Reason> {
+        self.follow(method, url, headers, redirects).map_err(|failure| failure.reason)
     }
 
     /// Sends one request. Redirects are not followed, and any status is an answer.
@@ -187,38 +184,64 @@ impl Client {
         &self,
         method: Method,
         url: &str,
-        headers: Vec<(HeaderName, String)>,
+        headers: &[(HeaderName, String)],
         body: impl AsSendBody,
     ) -> Result<Response<Body>, Reason> {
-        self.request(method, url, headers, body).map_err(|event| match event {
-            Event::Failed { reason, .. } => reason,
-            _ => Reason::Protocol { detail: "no answer".into() },
-        })
+        let url = url::parse(url)?;
+        self.request(method, &url, headers, body).map_err(|failure| failure.reason)
+    }
+
+    fn follow(
+        &self,
+        method: Method,
+        url: &str,
+        headers: &[(HeaderName, String)],
+        redirects: Redirects,
+    ) -> Result<Response<Body>, Failure> {
+        let mut url = url::parse(url)?;
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self.request(method.clone(), &url, headers, ())?;
+            let location = response.headers().get(header::LOCATION);
+            let Some(location) = location.filter(|_| is_redirect(response.status().as_u16()))
+            else {
+                return Ok(response);
+            };
+            let next = url::redirected(&url, location.as_bytes())?;
+            let to = || url::redact(next.as_str());
+            if redirects == Redirects::SameOrigin && next.origin() != url.origin() {
+                return Err(Reason::ForeignRedirect { location: to() }.into());
+            }
+            if (url.scheme(), next.scheme()) == ("https", "http") {
+                return Err(Reason::InsecureRedirect { location: to() }.into());
+            }
+            url = next;
+        }
+        Err(Reason::TooManyRedirects { limit: MAX_REDIRECTS }.into())
     }
 
     fn request(
         &self,
         method: Method,
-        url: &str,
-        headers: Vec<(HeaderName, String)>,
+        url: &Url,
+        headers: &[(HeaderName, String)],
         body: impl AsSendBody,
-    ) -> Result<Response<Body>, Event> {
-        let invalid = |detail: String| permanent(Reason::InvalidUrl { detail });
-        let uri: Uri = url.parse().map_err(|error| invalid(format!("{error}")))?;
-        let (Some(scheme), Some(host)) = (uri.scheme_str(), uri.host()) else {
-            return Err(invalid("it names no host".into()));
-        };
-        let proxy = self.network.proxy_for(scheme, host, uri.port_u16());
-        let mut request = Request::builder().method(method).uri(&uri);
-        if let Some(credentials) = uri.authority().and_then(|a| a.as_str().rsplit_once('@')) {
-            request = request.header(header::AUTHORIZATION, basic(credentials.0));
+    ) -> Result<Response<Body>, Failure> {
+        let host = url.host_str().unwrap_or_default();
+        let proxy = self.network.proxy_for(url.scheme(), host, url.port_or_known_default());
+        let mut bare = url.clone();
+        // These fail only for URLs without a host.
+        let _ = bare.set_username("").and_then(|()| bare.set_password(None));
+        let mut request = Request::builder().method(method).uri(bare.as_str());
+        if !url.username().is_empty() || url.password().is_some() {
+            let login = format!("{}:{}", url.username(), url.password().unwrap_or_default());
+            request = request.header(header::AUTHORIZATION, basic(&login));
         }
         for (name, value) in headers {
             request = request.header(name, value);
         }
         let route = match proxy {
             None => Route::Direct,
-            Some(proxy) if scheme == "http" && is_plain_http(proxy) => {
+            Some(proxy) if url.scheme() == "http" && is_plain_http(proxy) => {
                 if let Some(login) = login(proxy) {
                     request = request.header(header::PROXY_AUTHORIZATION, login);
                 }
@@ -227,17 +250,33 @@ impl Client {
             Some(proxy) => Route::Tunnel(proxy.to_owned()),
         };
         let agent = self.agent(route)?;
-        let request = request.body(body).map_err(|error| invalid(format!("{error}")))?;
-        agent.run(request).map_err(|error| self.classify(error))
+        let request = request.body(body);
+        let request = request.map_err(|error| Reason::InvalidUrl { detail: error.to_string() })?;
+        agent.run(request).map_err(|error| {
+            let failure = self.classify(error);
+            let reason = match (proxy, failure.reason) {
+                // It was the proxy that was connected to, or that should have been.
+                (Some(proxy), reason) if reason.is_unreachable() => Reason::ProxyUnreachable {
+                    proxy: url::redact(proxy),
+                    detail: reason.to_string(),
+                },
+                (Some(proxy), Reason::Proxy { detail, .. }) => {
+                    Reason::Proxy { proxy: url::redact(proxy), detail }
+                }
+                (_, reason) => reason,
+            };
+            Failure { reason, ..failure }
+        })
     }
 
-    fn agent(&self, route: Route) -> Result<Agent, Event> {
+    fn agent(&self, route: Route) -> Result<Agent, Failure> {
         let mut agents = self.agents.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(agent) = agents.get(&route) {
             return Ok(agent.clone());
         }
-        let malformed = |proxy: &str| {
-            permanent(Reason::Proxy { detail: format!("malformed: {}", url::redact(proxy)) })
+        let malformed = |proxy: &str| Reason::Proxy {
+            proxy: url::redact(proxy),
+            detail: "its address is malformed".into(),
         };
         let tunnel = match &route {
             Route::Tunnel(proxy) => Some(Proxy::new(proxy).map_err(|_| malformed(proxy))?),
@@ -274,7 +313,7 @@ impl Client {
     }
 
     /// Says what an error means to a user, and whether it is worth another try.
-    fn classify(&self, error: ureq::Error) -> Event {
+    fn classify(&self, error: ureq::Error) -> Failure {
         let detail = error.to_string();
         let (reason, transient) = match error {
             ureq::Error::HostNotFound => (Reason::Dns { detail }, false),
@@ -290,16 +329,16 @@ impl Client {
                 (Reason::Tls { detail }, false)
             }
             ureq::Error::ConnectProxyFailed(_) | ureq::Error::InvalidProxyUrl => {
-                (Reason::Proxy { detail }, false)
+                (Reason::Proxy { proxy: String::new(), detail }, false)
             }
             ureq::Error::BadUri(_) | ureq::Error::Http(_) => (Reason::InvalidUrl { detail }, false),
             _ => (Reason::Protocol { detail }, false),
         };
-        Event::Failed { reason, transient }
+        Failure { reason, transient }
     }
 }
 
-fn classify_io(error: &io::Error) -> Event {
+fn classify_io(error: &io::Error) -> Failure {
     let detail = error.to_string();
     let (reason, transient) = match error.kind() {
         io::ErrorKind::ConnectionRefused => (Reason::Refused, false),
@@ -315,38 +354,76 @@ fn classify_io(error: &io::Error) -> Event {
         }
         _ => (Reason::Protocol { detail }, true),
     };
-    Event::Failed { reason, transient }
-}
-
-fn permanent(reason: Reason) -> Event {
-    Event::Failed { reason, transient: false }
-}
-
-fn fail<T>(reason: Reason) -> Result<T, Event> {
-    Err(permanent(reason))
+    Failure { reason, transient }
 }
 
 fn head(status: u16, headers: &HeaderMap) -> Head {
-    let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    let etag = text(header::ETAG).filter(|etag| etag.starts_with('"'));
+    let etag = text(headers, header::ETAG).filter(|etag| etag.starts_with('"'));
     Head {
         status,
-        content_length: text(header::CONTENT_LENGTH).and_then(|value| value.trim().parse().ok()),
-        content_range: text(header::CONTENT_RANGE).and_then(parse_content_range),
-        html: text(header::CONTENT_TYPE)
+        content_length: content_length(headers),
+        content_range: content_range(headers),
+        html: text(headers, header::CONTENT_TYPE)
             .is_some_and(|kind| kind.trim().to_ascii_lowercase().starts_with("text/html")),
-        validator: etag.or(text(header::LAST_MODIFIED)).map(str::to_owned),
-        retry_after: text(header::RETRY_AFTER)
-            .and_then(|value| value.trim().parse().ok())
-            .map(Duration::from_secs),
+        encoding: text(headers, header::CONTENT_ENCODING)
+            .map(str::trim)
+            .filter(|encoding| !encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity"))
+            .map(str::to_owned),
+        validator: etag.or(text(headers, header::LAST_MODIFIED)).map(str::to_owned),
+        retry_after: retry_after(headers),
     }
 }
 
-/// `bytes 5-9/10` or `bytes 5-9/*`.
-fn parse_content_range(value: &str) -> Option<(u64, Option<u64>)> {
+/// A header's value, if it is text.
+pub(crate) fn text(headers: &HeaderMap, name: impl header::AsHeaderName) -> Option<&str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// What an answer says of its body's length.
+pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    text(headers, header::CONTENT_LENGTH)?.trim().parse().ok()
+}
+
+/// Which part of a file an answer holds, and how long the whole is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ContentRange {
+    /// The last byte's offset is not in it.
+    pub(crate) bytes: Range<u64>,
+    pub(crate) total: Option<u64>,
+}
+
+/// An answer's `Content-Range`: `bytes 5-9/10` or `bytes 5-9/*`.
+pub(crate) fn content_range(headers: &HeaderMap) -> Option<ContentRange> {
+    parse_content_range(text(headers, header::CONTENT_RANGE)?)
+}
+
+fn parse_content_range(value: &str) -> Option<ContentRange> {
     let (range, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
-    let (first, _) = range.split_once('-')?;
-    Some((first.trim().parse().ok()?, total.trim().parse().ok()))
+    let (first, last) = range.split_once('-')?;
+    let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    let bytes = first..last.checked_add(1)?;
+    (!bytes.is_empty()).then(|| ContentRange { bytes, total: total.trim().parse().ok() })
+}
+
+/// When a server wants to be asked again: in so many seconds, or at a date.
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = text(headers, header::RETRY_AFTER)?.trim();
+    match value.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => {
+            let date = httpdate::parse_http_date(value).ok()?;
+            Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+        }
+    }
+}
+
+/// Whether an answer of this status may be another one when the server is asked again.
+pub(crate) fn is_transient(status: u16) -> bool {
+    matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504)
+}
+
+fn is_redirect(status: u16) -> bool {
+    matches!(status, 301 | 302 | 303 | 307 | 308)
 }
 
 /// The system's certificates, or those that were named instead.
@@ -420,10 +497,27 @@ mod tests {
 
     #[test]
     fn content_ranges() {
-        assert_eq!(parse_content_range("bytes 5-9/10"), Some((5, Some(10))));
-        assert_eq!(parse_content_range("bytes 5-9/*"), Some((5, None)));
-        assert_eq!(parse_content_range("bytes */10"), None);
-        assert_eq!(parse_content_range("lines 1-2/3"), None);
+        let range = |bytes, total| Some(ContentRange { bytes, total });
+        assert_eq!(parse_content_range("bytes 5-9/10"), range(5..10, Some(10)));
+        assert_eq!(parse_content_range("bytes 5-9/*"), range(5..10, None));
+        for bad in ["bytes */10", "lines 1-2/3", "bytes 9-5/10", "bytes 0-18446744073709551615/*"] {
+            assert_eq!(parse_content_range(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn servers_say_when_to_come_back_in_seconds_or_by_date() {
+        let after = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, value.parse().expect("a value"));
+            retry_after(&headers)
+        };
+        assert_eq!(after(" 7 "), Some(Duration::from_secs(7)));
+        assert_eq!(after("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
+        let soon = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(60));
+        let soon = after(&soon).expect("a date");
+        assert!(soon > Duration::from_secs(50) && soon <= Duration::from_secs(60), "{soon:?}");
+        assert_eq!(after("tomorrow"), None);
     }
 
     #[test]

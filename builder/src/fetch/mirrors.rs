@@ -70,7 +70,10 @@ impl Mirrors {
 }
 
 fn split(url: &str) -> Result<(&str, &str), MirrorError> {
-    let rest = url.strip_prefix("mirror://").ok_or(MirrorError::Malformed)?;
+    let rest = url
+        .split_at_checked("mirror://".len())
+        .and_then(|(scheme, rest)| scheme.eq_ignore_ascii_case("mirror://").then_some(rest))
+        .ok_or(MirrorError::Malformed)?;
     let (name, path) = rest.split_once('/').ok_or(MirrorError::Malformed)?;
     let sound_name = !name.is_empty()
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.');
@@ -102,6 +105,7 @@ mod tests {
             mirrors.resolve("mirror://debian/pool/x"),
             Ok(vec!["http://a.test/debian/pool/x".into(), "https://b.test/d/pool/x".into()])
         );
+        assert_eq!(mirrors.resolve("Mirror://gnu/m4"), mirrors.resolve("mirror://gnu/m4"));
         assert_eq!(mirrors.resolve("mirror://gnu/m4"), Ok(vec!["https://g.test/m4".into()]));
         assert_eq!(
             mirrors.fallbacks("mirror://debian/pool/x"),

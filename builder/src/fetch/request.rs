@@ -76,7 +76,8 @@ pub struct FetchRequest {
     pub sha256: Sha256,
     /// The file's size where it is known. Answers of another size are refused before their transfer.
     pub size_bytes: Option<u64>,
-    /// `https:`, `http:` and `file:` URLs, and `mirror://NAME/PATH`.
+    /// `https:`, `http:` and `file:` URLs, and `mirror://NAME/PATH`; with `git+` before and `@COMMIT`
+    /// behind any of these, a commit of that git repository, as the canonical archive of its tree.
     pub urls: Vec<String>,
 }
 
@@ -110,6 +111,8 @@ pub enum Place {
     File(PathBuf),
     /// An HTTP or HTTPS URL, mirrors resolved.
     Url(String),
+    /// A commit of a git repository, mirrors resolved: `git+https://host/repository@commit`.
+    Git(String),
     /// A URL that could not be turned into any of these.
     Unresolved(String),
 }
@@ -121,7 +124,9 @@ impl fmt::Display for Place {
             Self::Partial => f.write_str("an earlier transfer"),
             Self::Directory(path) | Self::File(path) => path.display().fmt(f),
             // User names and passwords in URLs must not reach logs.
-            Self::Url(text) | Self::Unresolved(text) => f.write_str(&url::redact(text)),
+            Self::Url(text) | Self::Git(text) | Self::Unresolved(text) => {
+                f.write_str(&url::redact(text))
+            }
         }
     }
 }

@@ -4,7 +4,9 @@
 //! size afterwards: hashing 1.5 GB again at every run would cost seconds and protect only against
 //! someone who may write there anyway (unpacking yields an object whose own digest is checked). A
 //! partial is locked with `flock` while somebody works on it, so that two processes never fetch the
-//! same file; the lock is the kernel's and ends with the process.
+//! same file; the lock is the kernel's and ends with the process. It is the digest's lock, not the
+//! name's: of two fetches of one file under two names the second waits, and then links what the first
+//! has fetched.
 
 use std::fs::{File, Permissions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -72,40 +74,57 @@ impl Sources {
             if cancel.is_cancelled() {
                 return Err(FetchError::Cancelled { name: request.name.clone() });
             }
-            let file = File::options()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path)
-                .map_err(|source| failure("create", &path, source))?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => {
-                    if !told {
-                        progress.waiting();
-                        told = true;
-                    }
-                    std::thread::sleep(WAIT);
-                    continue;
+            let Some(file) = try_lock(&path)? else {
+                if !told {
+                    progress.waiting();
+                    told = true;
                 }
-                Err(TryLockError::Error(source)) => return Err(failure("lock", &path, source)),
-            }
-            // The one before us may have renamed or removed what we opened: then our lock is on a file
-            // that has no name any more, or another one.
-            let locked = file.metadata().map_err(|source| failure("read", &path, source))?;
-            let named = path.symlink_metadata();
-            if !named.is_ok_and(|named| (named.dev(), named.ino()) == (locked.dev(), locked.ino()))
-            {
+                std::thread::sleep(WAIT);
                 continue;
-            }
-            if let Some(complete) = self.complete(request)? {
+            };
+            let complete = match self.complete(request)? {
+                Some(complete) => Some(complete),
+                None => self.link_other_name(request, cancel)?,
+            };
+            if let Some(complete) = complete {
+                let _ = std::fs::remove_file(origin_path(&path));
                 let _ = std::fs::remove_file(&path);
                 return Ok(Claim::Complete(complete));
             }
             let destination = self.path.join(request.file_name());
             return Partial::open(file, path, destination, request.size_bytes).map(Claim::Partial);
         }
+    }
+
+    /// The file under the request's name, if it is here under another one: one more link, once its
+    /// bytes have proved to be those that are wanted. The caller holds the digest's lock.
+    fn link_other_name(
+        &self,
+        request: &FetchRequest,
+        cancel: &CancelToken,
+    ) -> Result<Option<PathBuf>, FetchError> {
+        let destination = self.path.join(request.file_name());
+        for other in Self::by_digest(&self.path, request.sha256) {
+            let found = File::open(&other).and_then(|file| digest_of(file, cancel));
+            if cancel.is_cancelled() {
+                return Err(FetchError::Cancelled { name: request.name.clone() });
+            }
+            if other == destination || found.ok() != Some(request.sha256) {
+                continue;
+            }
+            // A file of the wrong size may have the name.
+            if let Err(error) = std::fs::remove_file(&destination)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Err(failure("remove", &destination, error));
+            }
+            // Some file systems have no hard links: there it is copied, as from any other directory.
+            if std::fs::hard_link(&other, &destination).is_ok() {
+                sync_directory(&self.path)?;
+                return Ok(Some(destination));
+            }
+        }
+        Ok(None)
     }
 
     /// Files of this digest under whatever name, for the other names of one file.
@@ -119,6 +138,74 @@ impl Sources {
         found.sort();
         found
     }
+}
+
+/// Opens a partial, creating it where needed, and locks it; nothing if another holds the lock.
+fn try_lock(path: &Path) -> Result<Option<File>, FetchError> {
+    let mut options = File::options();
+    let created = options.read(true).write(true).create_new(true).open(path);
+    let opened = match created {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            options.create_new(false).open(path)
+        }
+        created => created,
+    };
+    let (file, writable) = match opened {
+        Ok(file) => (file, true),
+        // It was renamed since.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // Complete, and so read-only: it is about to be renamed, unless its srp died before.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && path.exists() => {
+            match File::open(path) {
+                Ok(file) => (file, false),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(source) => return Err(failure("open", path, source)),
+            }
+        }
+        Err(source) => return Err(failure("create", path, source)),
+    };
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(TryLockError::Error(source)) => return Err(failure("lock", path, source)),
+    }
+    // The one before us may have renamed or removed what we opened: then our lock is on a file that has
+    // no name any more, or another one.
+    let locked = file.metadata().map_err(|source| failure("read", path, source))?;
+    let named = path.symlink_metadata();
+    if !named.is_ok_and(|named| (named.dev(), named.ino()) == (locked.dev(), locked.ino())) {
+        return Ok(None);
+    }
+    if writable {
+        return Ok(Some(file));
+    }
+    // Abandoned: the next try can write to it.
+    let result = file.set_permissions(Permissions::from_mode(0o644));
+    result.map_err(|source| failure("change the mode of", path, source))?;
+    Ok(None)
+}
+
+/// The digest of a file's bytes.
+fn digest_of(mut file: File, cancel: &CancelToken) -> io::Result<Sha256> {
+    let mut hasher = sha2::Sha256::new();
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(Sha256::from_bytes(hasher.finalize().into())),
+            Ok(read) => hasher.update(&buffer[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if cancel.is_cancelled() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+    }
+}
+
+fn sync_directory(path: &Path) -> Result<(), FetchError> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|source| failure("sync", path, source))
 }
 
 /// A partial transfer that this process holds the lock of.
@@ -170,6 +257,10 @@ impl Partial {
             partial.reset()?;
         }
         Ok(partial)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(super) fn length(&self) -> u64 {
@@ -244,9 +335,7 @@ impl Partial {
         std::fs::rename(&self.path, &self.destination)
             .map_err(|source| failure("create", &self.destination, source))?;
         self.committed = true;
-        File::open(&directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(|source| failure("sync", &directory, source))?;
+        sync_directory(&directory)?;
         Ok(self.destination.clone())
     }
 }

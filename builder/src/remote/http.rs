@@ -13,14 +13,17 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use srp_store::cache::{Body, CacheError, CachePath, Content, Remote, Stat};
-use ureq::http::header::AsHeaderName;
-use ureq::http::{HeaderMap, HeaderName, Method, Response, header};
+use ureq::http::{HeaderName, Method, Response, header};
 use ureq::{AsSendBody, Body as Answer};
 
-use crate::fetch::{Client, Reason, url};
+use crate::fetch::http::{self, content_length, text};
+use crate::fetch::{Client, LowSpeed, Pace, Reason, Redirects, url};
 
-/// Within the host; more than one is a misconfiguration already.
-const MAX_REDIRECTS: usize = 3;
+/// How often a server that says "try again" is asked again, and how long is waited for that at most:
+/// whoever asks a cache could build meanwhile.
+const RETRIES: u32 = 2;
+const RETRY_DELAY: Duration = Duration::from_millis(250);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
 /// An error page that is no longer is read, so that its connection can be used again.
 const PAGE_BYTES: u64 = 16 << 10;
 /// And for no longer than this.
@@ -49,38 +52,38 @@ impl HttpRemote {
         CacheError::Transport { action, url: self.url.clone(), path: path.to_string(), source }
     }
 
-    /// Sends a request without a body, and again where it is redirected to on the same host.
+    /// Sends a request without a body, again where it is redirected to on the same host, and again if
+    /// the server says that it may go well then.
     fn ask(
         &self,
         method: Method,
         path: &str,
-        headers: Vec<(HeaderName, String)>,
+        headers: &[(HeaderName, String)],
     ) -> Result<Response<Answer>, Error> {
-        let mut at = format!("{}/{path}", self.base);
-        for _ in 0..=MAX_REDIRECTS {
-            let response = self.exchange(method.clone(), &at, headers.clone(), ())?;
-            let location = text(response.headers(), header::LOCATION)
-                .filter(|_| matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308));
-            let Some(location) = location else { return Ok(response) };
-            let next = url::join(&at, location);
-            if origin(&next) != origin(&at) {
-                let next = url::redact(&next);
-                return Err(Error::other(format!("it is redirected to another place, {next}")));
+        let at = format!("{}/{path}", self.base);
+        let mut tries = 0;
+        loop {
+            let answer = self.client.ask(method.clone(), &at, headers, Redirects::SameOrigin);
+            let response = answer.map_err(error_of)?;
+            if tries == RETRIES || !http::is_transient(response.status().as_u16()) {
+                return Ok(response);
             }
-            at = next;
+            let delay = http::retry_after(response.headers());
+            let length = content_length(response.headers());
+            drain(response, length);
+            let delay = delay.unwrap_or(RETRY_DELAY * 2u32.pow(tries));
+            std::thread::sleep(delay.min(MAX_RETRY_DELAY));
+            tries += 1;
         }
-        Err(Error::other("it is redirected again and again"))
     }
 
     fn exchange(
         &self,
         method: Method,
         url: &str,
-        headers: Vec<(HeaderName, String)>,
         body: impl AsSendBody,
     ) -> Result<Response<Answer>, Error> {
-        let answer = self.client.exchange(method, url, headers, body);
-        answer.map_err(|reason| Error::new(kind_of(&reason), reason.to_string()))
+        self.client.exchange(method, url, &[], body).map_err(error_of)
     }
 
     fn read(&self, path: &CachePath, range: Option<Range<u64>>) -> Result<Option<Body>, Error> {
@@ -91,7 +94,7 @@ impl HttpRemote {
             }
             headers.push((header::RANGE, format!("bytes={}-{}", range.start, range.end - 1)));
         }
-        let response = self.ask(Method::GET, path.as_str(), headers)?;
+        let response = self.ask(Method::GET, path.as_str(), &headers)?;
         let status = response.status().as_u16();
         let length = content_length(response.headers());
         let length = match (status, range) {
@@ -103,8 +106,7 @@ impl HttpRemote {
                 length.ok_or_else(|| Error::other("the server doesn't say how long it is"))?
             }
             (206, Some(range)) => {
-                let served = text(response.headers(), header::CONTENT_RANGE).and_then(parse_range);
-                match served {
+                match http::content_range(response.headers()).map(|served| served.bytes) {
                     Some(served) if served == range => range.end - range.start,
                     Some(served) if served.start == range.start && served.end < range.end => {
                         return Err(ErrorKind::UnexpectedEof.into());
@@ -128,9 +130,9 @@ impl HttpRemote {
     fn write(&self, path: &CachePath, content: Content<'_>) -> Result<(), Error> {
         let at = format!("{}/{path}", self.base);
         let response = match content {
-            Content::Bytes(bytes) => self.exchange(Method::PUT, &at, Vec::new(), bytes)?,
+            Content::Bytes(bytes) => self.exchange(Method::PUT, &at, bytes)?,
             Content::File(from) | Content::Staged(from) => {
-                self.exchange(Method::PUT, &at, Vec::new(), &File::open(from)?)?
+                self.exchange(Method::PUT, &at, &File::open(from)?)?
             }
         };
         let status = response.status().as_u16();
@@ -148,7 +150,7 @@ impl HttpRemote {
 
     fn remove(&self, path: &CachePath) -> Result<(), Error> {
         let at = format!("{}/{path}", self.base);
-        let response = self.exchange(Method::DELETE, &at, Vec::new(), ())?;
+        let response = self.exchange(Method::DELETE, &at, ())?;
         let status = response.status().as_u16();
         let length = content_length(response.headers());
         drain(response, length);
@@ -165,7 +167,7 @@ impl HttpRemote {
     /// What is in a directory, whose path is empty or ends with a slash; nothing if it isn't there.
     /// [`ErrorKind::Unsupported`] if the server doesn't say.
     fn index(&self, directory: &str) -> Result<Vec<Entry>, Error> {
-        let response = self.ask(Method::GET, directory, Vec::new())?;
+        let response = self.ask(Method::GET, directory, &[])?;
         let is_json = text(response.headers(), header::CONTENT_TYPE)
             .is_some_and(|it| it.starts_with("application/json"));
         match response.status().as_u16() {
@@ -206,7 +208,7 @@ impl HttpRemote {
     }
 
     fn look(&self, path: &CachePath) -> Result<Option<Stat>, Error> {
-        let response = self.ask(Method::HEAD, path.as_str(), Vec::new())?;
+        let response = self.ask(Method::HEAD, path.as_str(), &[])?;
         match response.status().as_u16() {
             200 => {
                 let headers = response.headers();
@@ -276,21 +278,27 @@ pub(super) fn kind_of(reason: &Reason) -> ErrorKind {
     match reason {
         Reason::Refused => ErrorKind::ConnectionRefused,
         Reason::Dns { .. } | Reason::Unreachable { .. } => ErrorKind::HostUnreachable,
+        Reason::ProxyUnreachable { .. } => ErrorKind::HostUnreachable,
         Reason::Timeout { .. } => ErrorKind::TimedOut,
         Reason::Protocol { .. } => ErrorKind::ConnectionAborted,
         _ => ErrorKind::Other,
     }
 }
 
-/// The bytes that were promised. When they have come the connection is free for the next request.
+fn error_of(reason: Reason) -> Error {
+    Error::new(kind_of(&reason), reason.to_string())
+}
+
+/// The bytes that were promised, unless they come too slowly. When they have come the connection is free for the next request.
 pub(super) struct Exactly<R> {
     from: R,
     left: u64,
+    pace: Pace,
 }
 
 impl<R> Exactly<R> {
     pub(super) fn new(from: R, length: u64) -> Exactly<R> {
-        Exactly { from, left: length }
+        Exactly { from, left: length, pace: Pace::new(LowSpeed::default()) }
     }
 }
 
@@ -300,9 +308,15 @@ impl<R: Read> Read for Exactly<R> {
         if most == 0 {
             return Ok(0);
         }
+        let asked = Instant::now();
         let count = self.from.read(&mut buffer[..most])?;
         if count == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
+        }
+        if self.pace.is_too_slow(asked.elapsed(), count as u64) {
+            let LowSpeed { bytes_per_second, seconds } = LowSpeed::default();
+            let reason = Reason::TooSlow { bytes_per_second, seconds };
+            return Err(Error::new(ErrorKind::TimedOut, reason.to_string()));
         }
         self.left -= count as u64;
         if self.left == 0 {
@@ -332,27 +346,4 @@ pub(super) fn page(from: &mut dyn Read) -> Vec<u8> {
         }
     }
     page
-}
-
-pub(super) fn text(headers: &HeaderMap, name: impl AsHeaderName) -> Option<&str> {
-    headers.get(name).and_then(|value| value.to_str().ok())
-}
-
-fn content_length(headers: &HeaderMap) -> Option<u64> {
-    text(headers, header::CONTENT_LENGTH)?.trim().parse().ok()
-}
-
-/// `bytes 5-9/10`, as a range whose end isn't in it.
-fn parse_range(value: &str) -> Option<Range<u64>> {
-    let (range, _) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-    Some(first..last.checked_add(1)?)
-}
-
-/// Scheme, host and port.
-pub(super) fn origin(url: &str) -> &str {
-    let after = url.find("://").map_or(0, |at| at + 3);
-    let end = url[after..].find(['/', '?', '#']).map_or(url.len(), |at| after + at);
-    &url[..end]
 }

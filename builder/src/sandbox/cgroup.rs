@@ -101,6 +101,71 @@ pub(crate) fn out_of_memory_kills() -> u64 {
     event_count(&counts.unwrap_or_default(), "oom_kill")
 }
 
+/// The most memory that this process and all that it starts may use, where a cgroup of it or above
+/// it says so: of version 2, and of version 1 where that has the memory controller.
+#[must_use]
+pub fn memory_limit_bytes() -> Option<u64> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    memory_limit_in(&mounts, &own)
+}
+
+fn memory_limit_in(mountinfo: &str, own_cgroups: &str) -> Option<u64> {
+    let unified = hierarchy(mountinfo, |kind, _| kind == "cgroup2");
+    let own = own_cgroups.lines().find_map(|line| line.strip_prefix("0::"));
+    let unified = unified.zip(own).and_then(|(hierarchy, own)| {
+        hierarchy.ancestors_of(own).filter_map(|path| number(&path.join("memory.max"))).min()
+    });
+    let has_memory = |options: &str| options.split(',').any(|option| option == "memory");
+    let classic = hierarchy(mountinfo, |kind, options| kind == "cgroup" && has_memory(options));
+    let own = own_cgroups.lines().find_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        has_memory(controllers).then_some(path)
+    });
+    let classic = classic.zip(own).and_then(|(hierarchy, own)| {
+        let paths = hierarchy.ancestors_of(own);
+        paths.filter_map(|path| number(&path.join("memory.limit_in_bytes"))).min()
+    });
+    [unified, classic].into_iter().flatten().min()
+}
+
+/// A number; none where there is "max" or no such file. (Version 1 says "none" by a number that no
+/// machine has.)
+fn number(file: &Path) -> Option<u64> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+/// Where a hierarchy of cgroups is mounted.
+struct Hierarchy {
+    /// The cgroup that is seen at the mount point.
+    root: PathBuf,
+    place: PathBuf,
+}
+
+impl Hierarchy {
+    /// The directories of a cgroup and of those above it, as far as they are to be seen. In a
+    /// container without a namespace for cgroups the mount point is its own.
+    fn ancestors_of(&self, cgroup: &str) -> impl Iterator<Item = PathBuf> {
+        let below = Path::new(cgroup).strip_prefix(&self.root).unwrap_or(Path::new(""));
+        let own = self.place.join(below);
+        let place = self.place.clone();
+        let all: Vec<PathBuf> = own.ancestors().map(Path::to_owned).collect();
+        all.into_iter().take_while(move |path| path.starts_with(&place))
+    }
+}
+
+/// The hierarchy of this kind and with these options.
+fn hierarchy(mountinfo: &str, wanted: impl Fn(&str, &str) -> bool) -> Option<Hierarchy> {
+    mountinfo.lines().find_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(3);
+        let (root, place) = (fields.next()?, fields.next()?);
+        let mut kind = kind.split(' ');
+        let (kind, options) = (kind.next()?, kind.nth(1).unwrap_or_default());
+        wanted(kind, options).then(|| Hierarchy { root: root.into(), place: place.into() })
+    })
+}
+
 fn own_cgroup() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
@@ -177,6 +242,31 @@ mod tests {
         write(&root.path().join("user.slice"), "");
         assert_eq!(find_parent_in(root.path(), own), None);
         assert_eq!(find_parent_in(root.path(), "3:memory:/x\n"), None);
+    }
+
+    #[test]
+    fn the_least_of_all_memory_limits_counts() {
+        let root = tempfile::tempdir().expect("a directory");
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("directories");
+            fs::write(path, text).expect("a file");
+        };
+        let place = root.path().display();
+        let mounts = format!(
+            "33 22 0:28 / {place}/two rw - cgroup2 cgroup2 rw\n\
+             34 22 0:29 /pod {place}/one rw - cgroup cgroup rw,memory\n"
+        );
+        let own = "4:cpu,memory:/pod/box\n1:cpu:/\n0::/a.slice/b.scope\n";
+        assert_eq!(memory_limit_in(&mounts, own), None);
+        write("two/a.slice/b.scope/memory.max", "max\n");
+        write("two/a.slice/memory.max", "4096000\n");
+        assert_eq!(memory_limit_in(&mounts, own), Some(4_096_000));
+        write("one/box/memory.limit_in_bytes", "9223372036854771712\n");
+        write("one/memory.limit_in_bytes", "2048000\n");
+        assert_eq!(memory_limit_in(&mounts, own), Some(2_048_000));
+        // Its own cgroup is not to be seen: it is what is mounted.
+        assert_eq!(memory_limit_in(&mounts, "4:memory:/elsewhere\n"), Some(2_048_000));
     }
 
     #[test]

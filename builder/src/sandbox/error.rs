@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
+use super::outcome::NotStarted;
 use super::plan::PlanError;
+use super::relay::Stream;
 use super::wire::Failure;
 
 /// Why a sandbox could not do its work.
@@ -28,6 +30,13 @@ pub enum SandboxError {
         /// Why not.
         source: io::Error,
     },
+    /// The launcher runs out of memory that nobody can change, and this machine forbids to execute
+    /// any.
+    #[error(
+        "this machine lets nobody execute memory files, out of which the sandbox launcher runs; \
+         `sysctl vm.memfd_noexec=1` allows it for those that ask for it"
+    )]
+    NoExecutableMemory,
     /// The launcher process is gone, killed from outside or by the kernel for want of memory.
     #[error("the sandbox launcher {} died", exe.display())]
     LauncherDied {
@@ -47,12 +56,12 @@ pub enum SandboxError {
         fix: Option<String>,
     },
     /// The command could not be executed.
-    #[error("cannot {step} in the sandbox: {action}: {errno}")]
+    #[error("cannot start {program} in the sandbox: {why}")]
     Command {
-        /// "start" and the program.
-        step: String,
-        /// What was being done.
-        action: String,
+        /// The program.
+        program: String,
+        /// What is the matter with it.
+        why: NotStarted,
         /// What the kernel answered.
         errno: Errno,
     },
@@ -61,6 +70,20 @@ pub enum SandboxError {
     Log {
         /// Why not.
         source: io::Error,
+    },
+    /// A standard stream is a directory: a way into the caller's file system.
+    #[error("{stream} is a directory, which no sandbox is given")]
+    DirectoryStream {
+        /// Which.
+        stream: Stream,
+    },
+    /// A standard stream of the caller's failed while it was copied.
+    #[error("{} {stream}", if *stream == Stream::Input { "cannot read" } else { "cannot write to" })]
+    Relay {
+        /// Which.
+        stream: Stream,
+        /// Why.
+        source: Errno,
     },
     /// A system call of srp's own failed.
     #[error("cannot {action}")]
@@ -92,8 +115,7 @@ impl SandboxError {
         SandboxError::Setup { step, action, errno, fix }
     }
 
-    pub(super) fn command(failure: Failure) -> Self {
-        let Failure { step, action, errno } = failure;
-        SandboxError::Command { step, action, errno: Errno::from_raw(errno) }
+    pub(super) fn command(program: String, why: NotStarted, errno: i32) -> Self {
+        SandboxError::Command { program, why, errno: Errno::from_raw(errno) }
     }
 }

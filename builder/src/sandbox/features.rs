@@ -150,6 +150,11 @@ fn feature(probe: Probe, result: Option<&ProbeResult>) -> Feature {
 
 /// Advice for a step of the set-up that failed.
 pub(super) fn fix(step: &str, action: &str, errno: Errno) -> Option<String> {
+    if step == super::inherited::LIMITS_STEP {
+        let fix = "start srp where that limit is not set (`ulimit -H` in a shell, LimitXXX= of a \
+                   systemd unit, /etc/security/limits.conf)";
+        return Some(fix.to_owned());
+    }
     let probe = match step {
         "enter user and PID namespaces" | "map the user" => Probe::UserNamespace,
         "enter mount, IPC, UTS, network and cgroup namespaces" => Probe::Namespaces,

@@ -12,19 +12,16 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Pid, Uid, setresgid, setresuid};
 
 use super::apply::{Done, Setup, While, write_file};
+use super::inherited::{
+    LOCKED_BYTES, MESSAGE_QUEUE_BYTES, OPEN_FILES, PENDING_SIGNALS, STACK_BYTES,
+};
 use super::plan::{Attributes, Processors};
 
-/// The same number of open files everywhere: what every kernel grants by default.
-const OPEN_FILES: u64 = 4096;
 /// Less than any core: none is written. And unlike 0, the kernel doesn't start the host's core
 /// handler, either.
 const NO_CORE: u64 = 1;
 /// When the machine runs out of memory, the kernel takes builds before it takes srp.
-const OOM_SCORE: &str = "500";
-const STACK_BYTES: u64 = 8 << 20;
-const LOCKED_BYTES: u64 = 64 << 10;
-const PENDING_SIGNALS: u64 = 1024;
-const MESSAGE_QUEUE_BYTES: u64 = 819_200;
+const OOM_SCORE: i32 = 500;
 
 impl Setup<'_> {
     pub(super) fn become_user(&mut self, uid: u32, gid: u32) -> Done {
@@ -32,11 +29,14 @@ impl Setup<'_> {
         // A change of identity made this process's maps root's; nobody is there to trace it yet.
         nix::sys::prctl::set_dumpable(true).during(|| "own the identity maps".to_owned())?;
         unshare(CloneFlags::CLONE_NEWUSER).during(|| "unshare".to_owned())?;
+        // One who is to be killed even earlier stays so: going back takes a privilege.
+        let inherited = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+        let inherited = inherited.trim().parse().unwrap_or(OOM_SCORE);
         for (file, line) in [
             ("self/gid_map", format!("{gid} 0 1")),
             ("self/uid_map", format!("{uid} 0 1")),
             ("sys/user/max_user_namespaces", "0".to_owned()),
-            ("self/oom_score_adj", OOM_SCORE.to_owned()),
+            ("self/oom_score_adj", OOM_SCORE.max(inherited).to_string()),
         ] {
             write_file(proc.as_fd(), file, line.as_bytes())
                 .during(|| format!("write /proc/{file}"))?;
@@ -77,8 +77,10 @@ pub(super) fn process_limits(processes: Option<u64>, attributes: &Attributes) ->
         raise(resource, u64::MAX)?;
     }
     raise(Resource::RLIMIT_STACK, STACK_BYTES)?;
+    // Where the caller may have none at all, there is none to be had.
+    let (_, hard) = getrlimit(Resource::RLIMIT_CORE).during(|| "read RLIMIT_CORE".to_owned())?;
     for (resource, value) in [
-        (Resource::RLIMIT_CORE, NO_CORE),
+        (Resource::RLIMIT_CORE, NO_CORE.min(hard)),
         (Resource::RLIMIT_NOFILE, OPEN_FILES),
         (Resource::RLIMIT_MEMLOCK, LOCKED_BYTES),
         (Resource::RLIMIT_SIGPENDING, PENDING_SIGNALS),

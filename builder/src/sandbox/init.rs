@@ -5,8 +5,10 @@
 //! from outside, where the build can't reach.
 
 use std::ffi::CString;
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{IsTerminal, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -15,18 +17,21 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::personality::{self, Persona};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, chdir, execve, getpid, pipe2, setsid};
+use object::read::elf::{FileHeader, ProgramHeader};
+use object::{Endianness, elf};
 
 use super::answers::{self, Answers};
 use super::apply::Setup;
-use super::outcome::Observation;
+use super::outcome::{NotStarted, Observation};
 use super::plan::{SandboxPlan, Stdio};
 use super::sys::{self, Cloned};
+use super::terminal::TerminalSettings;
 use super::told;
-use super::wire::{Failure, Report, tell};
+use super::wire::{Failure, Order, Report, hear, tell};
 
 /// What the launcher hands to a new sandbox.
 #[derive(Debug)]
@@ -40,11 +45,13 @@ pub(super) struct Inheritance<'a> {
     pub(super) go: OwnedFd,
     /// Standard input, output and error of the command.
     pub(super) stdio: [OwnedFd; 3],
+    /// The terminal that is to take the place of the first two of them, or of all.
+    pub(super) terminal: Option<TerminalSettings>,
 }
 
 /// Is the sandbox's init, in a process that was just cloned.
 pub(super) fn run(inheritance: Inheritance<'_>) -> ! {
-    let Inheritance { plan, sources, report, go, stdio } = inheritance;
+    let Inheritance { plan, sources, report, go, stdio, terminal } = inheritance;
     // 0 to 2 are the launcher's own, empty but for its errors; the command gets others.
     let mut keep = vec![0, 1, 2, report.as_raw_fd(), go.as_raw_fd()];
     keep.extend(stdio.iter().chain(&sources).map(AsRawFd::as_raw_fd));
@@ -52,7 +59,7 @@ pub(super) fn run(inheritance: Inheritance<'_>) -> ! {
         sys::exit_now(1);
     }
     drop(go);
-    let failure = match prepare_and_start(plan, sources, &report, stdio) {
+    let failure = match prepare_and_start(plan, sources, &report, stdio, terminal) {
         Ok(never) => match never {},
         Err(failure) => failure,
     };
@@ -67,13 +74,29 @@ fn prepare_and_start(
     plan: &SandboxPlan,
     sources: Vec<OwnedFd>,
     report: &OwnedFd,
-    stdio: [OwnedFd; 3],
+    mut stdio: [OwnedFd; 3],
+    settings: Option<TerminalSettings>,
 ) -> Result<Never, Failure> {
     let prepared = Setup::new(plan, sources).run()?;
     let starting = |action: &str, errno| Failure::new("start the command", action, errno);
     let ready = Report::Ready { own_binfmt: prepared.binfmt.is_some() };
-    tell(report, &ready, &[prepared.proc.as_fd(), prepared.staging.as_fd()])
-        .map_err(|e| starting("report to srp", e))?;
+    let mut fds = vec![prepared.proc.as_fd(), prepared.staging.as_fd()];
+    let has_terminal = settings.is_some();
+    let pair = settings.as_ref().map(TerminalSettings::open).transpose();
+    let pair = pair.map_err(|e| starting("make its terminal", e))?;
+    fds.extend(pair.as_ref().map(|(controlled, _)| controlled.as_fd()));
+    tell(report, &ready, &fds).map_err(|e| starting("report to srp", e))?;
+    drop(fds);
+    // Held until the end: a terminal that nobody has open looks as if it had hung up.
+    let terminal = pair.map(|(_, terminal)| terminal);
+    if let (Some(terminal), Some(settings)) = (&terminal, &settings) {
+        let streams = if settings.has_errors { 3 } else { 2 };
+        for stream in &mut stdio[..streams] {
+            let copy = terminal.try_clone();
+            *stream =
+                copy.map_err(|_| starting("copy its terminal's descriptor", Errno::EMFILE))?;
+        }
+    }
     // Held until the end: closing it would drop the registered handlers.
     let _binfmt = prepared.binfmt;
     let emulators = prepared.emulators;
@@ -89,8 +112,8 @@ fn prepare_and_start(
     let begin = begin.map_err(|e| starting("make a pipe", e))?;
     let command = match sys::clone_process(0, false).map_err(|e| starting("fork", e))? {
         Cloned::Child => {
-            let failure = execute(plan, stdio, report, questions.as_ref().map(|(_, it)| it));
-            let _ = tell(report, &Report::NotExecuted(failure), &[]);
+            let questions = questions.as_ref().map(|(_, it)| it);
+            let _ = tell(report, &execute(plan, stdio, has_terminal, report, questions), &[]);
             sys::exit_now(127);
         }
         Cloned::Parent { pid, .. } => pid,
@@ -140,9 +163,17 @@ fn prepare_and_start(
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => sys::exit_now(1),
         }
-        // srp never writes to this socket: anything here is its end.
         if events[0].any().unwrap_or(true) {
-            sys::exit_now(1);
+            match hear(report) {
+                // The command leads a session, and what it starts a job in it; it may have ended.
+                Ok(Some((Order::Signal(number), _))) => {
+                    if let Ok(signal) = Signal::try_from(number) {
+                        let _ = killpg(command, signal);
+                    }
+                }
+                // srp is gone.
+                _ => sys::exit_now(1),
+            }
         }
         let asked = events[2].revents().unwrap_or(PollFlags::empty());
         let begun = events[3].any().unwrap_or(true);
@@ -178,33 +209,79 @@ fn other_processes() -> u64 {
     entries.filter(|entry| is_process(&entry.file_name())).count().saturating_sub(1) as u64
 }
 
-/// Becomes the command; returns only what prevented it.
+/// Becomes the command; returns only the report of what prevented it.
 fn execute(
     plan: &SandboxPlan,
     stdio: [OwnedFd; 3],
+    has_terminal: bool,
     report: &OwnedFd,
     questions: Option<&OwnedFd>,
-) -> Failure {
+) -> Report {
     let program = plan.command.first().map_or("", String::as_str);
-    let step = format!("start {program}");
-    match become_command(plan, program, stdio, report, questions) {
-        Ok(never) => match never {},
-        Err((action, errno)) => Failure::new(step, action, errno),
+    let (action, errno) =
+        match become_command(plan, program, stdio, has_terminal, report, questions) {
+            Ok(never) => match never {},
+            Err(failed) => failed,
+        };
+    let why = match action.as_str() {
+        EXECUTING => why_not(&candidates(plan, program), errno),
+        _ => None,
+    };
+    let why = why.unwrap_or_else(|| NotStarted::Other { what: format!("{action}: {errno}") });
+    Report::NotExecuted { program: program.to_owned(), why, errno: errno as i32 }
+}
+
+/// The last that is done.
+const EXECUTING: &str = "execute it";
+
+/// What is the matter with a program that the kernel refused to execute.
+fn why_not(candidates: &[String], errno: Errno) -> Option<NotStarted> {
+    let found = candidates.iter().find_map(|path| Some((path, std::fs::metadata(path).ok()?)));
+    let Some((path, metadata)) = found else {
+        return (errno == Errno::ENOENT).then_some(NotStarted::Absent);
+    };
+    match errno {
+        Errno::EACCES if metadata.permissions().mode() & 0o111 == 0 => {
+            Some(NotStarted::NotExecutable)
+        }
+        Errno::ENOEXEC => Some(NotStarted::NotAProgram),
+        // The program is there: what is missing is what it needs to be run.
+        Errno::ENOENT => {
+            let mut start = Vec::new();
+            File::open(path).ok()?.take(INTERPRETER_BYTES).read_to_end(&mut start).ok()?;
+            Some(NotStarted::NoInterpreter { interpreter: interpreter(&start)? })
+        }
+        _ => None,
     }
+}
+
+/// Where in a file its interpreter is named.
+const INTERPRETER_BYTES: u64 = 4096;
+
+/// The interpreter that a script's first line or a program's header names.
+fn interpreter(start: &[u8]) -> Option<String> {
+    let text = |bytes: &[u8]| Some(String::from_utf8_lossy(bytes).into_owned());
+    if let Some(line) = start.strip_prefix(b"#!") {
+        let line = line.split(|byte| *byte == b'\n').next()?;
+        return text(line.trim_ascii().split(u8::is_ascii_whitespace).next()?);
+    }
+    let header = elf::FileHeader64::<Endianness>::parse(start).ok()?;
+    let endian = header.endian().ok()?;
+    let headers = header.program_headers(endian, start).ok()?;
+    text(headers.iter().find_map(|it| it.interpreter(endian, start).ok()?)?)
 }
 
 fn become_command(
     plan: &SandboxPlan,
     program: &str,
     stdio: [OwnedFd; 3],
+    has_terminal: bool,
     report: &OwnedFd,
     questions: Option<&OwnedFd>,
 ) -> Result<Never, (String, Errno)> {
     let during = |action: &'static str| move |errno| (action.to_owned(), errno);
-    if plan.stdio != Stdio::Inherit {
-        setsid().map_err(during("start a session"))?;
-    }
-    if plan.stdio == Stdio::Terminal {
+    setsid().map_err(during("start a session"))?;
+    if has_terminal || plan.stdio == Stdio::Terminal {
         sys::control_terminal(stdio[0].as_fd()).map_err(during("take its terminal"))?;
     }
     chdir(plan.cwd.as_str()).map_err(|errno| (format!("enter {}", plan.cwd), errno))?;
@@ -249,10 +326,10 @@ fn become_command(
         match errno {
             Errno::ENOENT | Errno::ENOTDIR => {}
             Errno::EACCES => last = errno,
-            _ => return Err(("execute it".to_owned(), errno)),
+            _ => return Err((EXECUTING.to_owned(), errno)),
         }
     }
-    Err(("execute it".to_owned(), last))
+    Err((EXECUTING.to_owned(), last))
 }
 
 /// The root's entries, which are several, in the order in which they are listed.

@@ -27,6 +27,8 @@ use super::cgroup::{self, Cgroup};
 use super::error::SandboxError;
 use super::outcome::Outcome;
 use super::plan::{SandboxPlan, Stdio};
+use super::program::sealed_copy;
+use super::relay::Relay;
 use super::supervise::{Supervision, supervise};
 use super::sys;
 use super::wire::{Job, Request, tell};
@@ -55,7 +57,7 @@ impl Launcher {
         }
     }
 
-    /// Runs one sandbox to its end. Unless it has the caller's streams, what it prints goes to `log`.
+    /// Runs one sandbox to its end. Unless its streams are relayed, what it prints goes to `log`.
     ///
     /// When this returns, no process of the sandbox exists any more, except after
     /// [`SandboxError::Unkillable`].
@@ -65,24 +67,63 @@ impl Launcher {
         log: &mut dyn Write,
         cancel: &CancelToken,
     ) -> Result<Outcome, SandboxError> {
+        self.run_with(plan, log, None, cancel)
+    }
+
+    /// Runs a shell's sandbox to its end. On `signals` come numbers of signals that this process
+    /// got, a byte each: those about its terminal change the sandbox's, others go to the command.
+    pub fn run_interactive(
+        &self,
+        plan: &SandboxPlan,
+        signals: BorrowedFd<'_>,
+        cancel: &CancelToken,
+    ) -> Result<Outcome, SandboxError> {
+        self.run_with(plan, &mut io::sink(), Some(signals), cancel)
+    }
+
+    fn run_with(
+        &self,
+        plan: &SandboxPlan,
+        log: &mut dyn Write,
+        signals: Option<BorrowedFd<'_>>,
+        cancel: &CancelToken,
+    ) -> Result<Outcome, SandboxError> {
         plan.validate()?;
         let start = Instant::now();
         let slot = self.take_slot()?;
         let parent = self.cgroups.get_or_init(cgroup::find_parent).as_deref();
         let cgroup = parent.and_then(|parent| Cgroup::create_in(parent, &plan.limits).ok());
-        let (output, stdio) = standard_streams(plan.stdio)?;
+        let Streams { output, relay, theirs: stdio } = standard_streams(plan.stdio)?;
         let mut fds: Vec<BorrowedFd<'_>> = stdio.iter().map(AsFd::as_fd).collect();
         let directory = cgroup.as_ref().map(Cgroup::directory).transpose();
         let directory = directory.map_err(system("open the sandbox's cgroup"))?;
         fds.extend(directory.as_ref().map(AsFd::as_fd));
-        let job = Job { plan: plan.clone(), slot: slot.number };
+        let terminal = relay.as_ref().and_then(Relay::settings).cloned();
+        let job = Job { plan: plan.clone(), slot: slot.number, terminal };
         let (report, _process) = self.request(Request::Run, &job, &fds)?;
         drop((stdio, directory));
         supervise(
-            Supervision { limits: &plan.limits, exe: &self.exe, report, output, cgroup, start },
+            Supervision {
+                limits: &plan.limits,
+                exe: &self.exe,
+                report,
+                output,
+                relay,
+                signals,
+                cgroup,
+                start,
+            },
             log,
             cancel,
         )
+    }
+
+    /// Starts the launcher process, so that the first sandbox needn't wait for it. Whether that works
+    /// is said to whoever runs one.
+    pub(crate) fn prepare(&self) {
+        if let Err(error) = self.process() {
+            tracing::debug!(%error, "the sandbox launcher does not start");
+        }
     }
 
     /// Sends a request; the socket on which reports come, and the process, kept alive.
@@ -127,11 +168,13 @@ impl Launcher {
             return Ok(Arc::clone(process));
         }
         let (socket, theirs) = socket_pair()?;
+        let program = sealed_copy(&self.exe)?;
         // Its standard input is the socket: a descriptor number that needs no agreement.
-        let child = Command::new(&self.exe)
+        let child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
             .arg0("srp") // builds can read init's arguments: no path of the host among them
             .arg(ARGUMENT)
             .env_clear()
+            .current_dir("/") // where srp was started may be removed, or to be unmounted
             .stdin(theirs)
             .stdout(std::process::Stdio::null())
             .spawn()
@@ -178,24 +221,22 @@ impl Drop for Slot<'_> {
     }
 }
 
-/// The command's standard streams; for a log also the end from which srp reads it.
-fn standard_streams(stdio: Stdio) -> Result<(Option<OwnedFd>, [OwnedFd; 3]), SandboxError> {
+/// The command's standard streams.
+struct Streams {
+    /// The end from which srp reads the log, if that is what they are.
+    output: Option<OwnedFd>,
+    /// What copies between them and the caller's.
+    relay: Option<Relay>,
+    theirs: [OwnedFd; 3],
+}
+
+fn standard_streams(stdio: Stdio) -> Result<Streams, SandboxError> {
     let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned();
     let copy = "copy standard input and output";
     match stdio {
-        Stdio::Inherit => {
-            let streams = [
-                duplicate(io::stdin().as_fd()),
-                duplicate(io::stdout().as_fd()),
-                duplicate(io::stderr().as_fd()),
-            ];
-            let [input, output, errors] = streams;
-            let [input, output, errors] = [
-                input.map_err(system(copy))?,
-                output.map_err(system(copy))?,
-                errors.map_err(system(copy))?,
-            ];
-            Ok((None, [input, output, errors]))
+        Stdio::Relayed => {
+            let (relay, theirs) = Relay::of_this_process()?;
+            Ok(Streams { output: None, relay: Some(relay), theirs })
         }
         Stdio::Log => {
             let failed = |source| SandboxError::System { action: "make the log's pipe", source };
@@ -204,14 +245,14 @@ fn standard_streams(stdio: Stdio) -> Result<(Option<OwnedFd>, [OwnedFd; 3]), San
             // Standard input is /dev/null of the sandbox; this one only takes its place.
             let input = duplicate(write.as_fd()).map_err(system(copy))?;
             let errors = duplicate(write.as_fd()).map_err(system(copy))?;
-            Ok((Some(read), [input, write, errors]))
+            Ok(Streams { output: Some(read), relay: None, theirs: [input, write, errors] })
         }
         Stdio::Terminal => {
             let (ours, theirs) = terminal()
                 .map_err(|source| SandboxError::System { action: "make a terminal", source })?;
             let output = duplicate(theirs.as_fd()).map_err(system(copy))?;
             let errors = duplicate(theirs.as_fd()).map_err(system(copy))?;
-            Ok((Some(ours), [theirs, output, errors]))
+            Ok(Streams { output: Some(ours), relay: None, theirs: [theirs, output, errors] })
         }
     }
 }

@@ -75,6 +75,43 @@ pub enum Status {
     Cancelled,
 }
 
+/// Why a command could not be started.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NotStarted {
+    /// There is no such file.
+    Absent,
+    /// Nobody may execute it.
+    NotExecutable,
+    /// The kernel doesn't know what it is.
+    NotAProgram,
+    /// What runs it, a script's interpreter or a program's loader, isn't there.
+    NoInterpreter {
+        /// The interpreter's path.
+        interpreter: String,
+    },
+    /// Something else failed.
+    Other {
+        /// What was being done, and what the kernel answered.
+        what: String,
+    },
+}
+
+impl std::fmt::Display for NotStarted {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            NotStarted::Absent => formatter.write_str("it is not there"),
+            NotStarted::NotExecutable => formatter.write_str("it is not executable"),
+            NotStarted::NotAProgram => formatter.write_str(
+                "it is neither a program for this machine nor a script that begins with #!",
+            ),
+            NotStarted::NoInterpreter { interpreter } => {
+                write!(formatter, "its interpreter {interpreter} is not there")
+            }
+            NotStarted::Other { what } => formatter.write_str(what),
+        }
+    }
+}
+
 /// A limit of [`Limits`](super::Limits).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -220,8 +220,9 @@ pub enum RootMode {
 pub enum Stdio {
     /// Input is empty; output and errors are one stream, the log. No terminal.
     Log,
-    /// The caller's standard input, output and error, its session and its terminal.
-    Inherit,
+    /// What the caller's standard input, output and error carry, copied; a terminal of the
+    /// sandbox's own if input and output are one.
+    Relayed,
     /// As `Log`, but all three are a terminal of the sandbox's own, whose input is at its end.
     Terminal,
 }

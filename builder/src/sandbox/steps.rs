@@ -168,7 +168,7 @@ impl SandboxPlan {
             }),
         );
         steps.extend([
-            Step::Devices { terminals: self.stdio == Stdio::Inherit },
+            Step::Devices { terminals: self.stdio == Stdio::Relayed },
             Step::Proc,
             Step::MaskProc,
         ]);

@@ -6,11 +6,12 @@
 //! process of the sandbox is gone.
 
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
@@ -19,9 +20,10 @@ use super::cgroup::Cgroup;
 use super::error::SandboxError;
 use super::outcome::{Isolation, Limit, LimitsBy, Observation, Outcome, Status};
 use super::plan::Limits;
+use super::relay::Relay;
 use super::sys;
 use super::watch::{Usage, Watch};
-use super::wire::{self, Report};
+use super::wire::{self, Order, Report, tell};
 use crate::cancel::CancelToken;
 
 /// What is known of a sandbox when its request has been sent.
@@ -32,6 +34,10 @@ pub(super) struct Supervision<'a> {
     pub(super) report: OwnedFd,
     /// Where its log comes from, if it has one.
     pub(super) output: Option<OwnedFd>,
+    /// What copies its standard streams, if it has them.
+    pub(super) relay: Option<Relay>,
+    /// Numbers of signals that srp got and that are the sandbox's to answer.
+    pub(super) signals: Option<BorrowedFd<'a>>,
     pub(super) cgroup: Option<Cgroup>,
     pub(super) start: Instant,
 }
@@ -41,17 +47,24 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const FIRST_LOOK: Duration = Duration::from_millis(50);
 
 pub(super) fn supervise(
-    supervision: Supervision<'_>,
+    mut supervision: Supervision<'_>,
     log: &mut dyn Write,
     cancel: &CancelToken,
 ) -> Result<Outcome, SandboxError> {
     let mut state = State::new(&supervision);
-    if let Err(error) = state.watch_over(&supervision, log, cancel) {
+    let watched = state.watch_over(&mut supervision, log, cancel);
+    let ended = watched.is_ok();
+    if let Err(error) = watched {
         state.fail(error);
         state.bury();
     }
     // Every writer is gone: what the pipe still holds is the end of the log.
     state.read_log(&supervision, log);
+    if let Some(relay) = supervision.relay.take()
+        && let Err(error) = relay.finish(ended, cancel)
+    {
+        state.failure.get_or_insert(error);
+    }
     state.conclude(supervision)
 }
 
@@ -76,6 +89,13 @@ struct State<'a> {
     peak_memory_bytes: u64,
     next_look: Instant,
     buffer: Vec<u8>,
+}
+
+/// What there is to do.
+struct Ready {
+    heard: bool,
+    logged: bool,
+    signalled: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -123,13 +143,16 @@ impl<'a> State<'a> {
     /// Until init is reaped.
     fn watch_over(
         &mut self,
-        supervision: &Supervision<'_>,
+        supervision: &mut Supervision<'_>,
         log: &mut dyn Write,
         cancel: &CancelToken,
     ) -> Result<(), SandboxError> {
         loop {
             let wait = self.check_the_clock(Instant::now())?;
-            let (heard, logged) = self.wait(supervision, cancel, wait)?;
+            let Ready { heard, logged, signalled } = self.wait(supervision, cancel, wait)?;
+            if signalled {
+                pass_signals_on(supervision)?;
+            }
             if logged {
                 self.read_log(supervision, log);
             }
@@ -185,21 +208,27 @@ impl<'a> State<'a> {
         Ok(next.map_or(PATIENCE, |next| next.saturating_duration_since(now)))
     }
 
-    /// Waits for a report, log output or cancellation; whether the first two are there.
+    /// Waits for a report, log output, a signal or cancellation; which of the first three are there.
     fn wait(
         &mut self,
         supervision: &Supervision<'_>,
         cancel: &CancelToken,
         wait: Duration,
-    ) -> Result<(bool, bool), SandboxError> {
-        let mut events = vec![PollFd::new(supervision.report.as_fd(), PollFlags::POLLIN)];
+    ) -> Result<Ready, SandboxError> {
         let cancellable = self.doomed.is_none();
-        if cancellable {
-            events.push(PollFd::new(cancel.descriptor(), PollFlags::POLLIN));
-        }
-        if let Some(output) = supervision.output.as_ref().filter(|_| self.log_open) {
-            events.push(PollFd::new(output.as_fd(), PollFlags::POLLIN));
-        }
+        let output = supervision.output.as_ref().filter(|_| self.log_open);
+        let report = supervision.report.as_fd();
+        let asked = [
+            Some(report),
+            cancellable.then(|| cancel.descriptor()),
+            output.map(AsFd::as_fd),
+            supervision.signals,
+        ];
+        // In the place of what there is none of: the report once more, and nothing asked of it.
+        let mut events = asked.map(|fd| match fd {
+            Some(fd) => PollFd::new(fd, PollFlags::POLLIN),
+            None => PollFd::new(report, PollFlags::empty()),
+        });
         // Rounded up, or the last millisecond of every deadline would be spent spinning.
         let milliseconds = i32::try_from(wait.as_millis() + 1).unwrap_or(i32::MAX);
         let timeout = PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX);
@@ -209,16 +238,19 @@ impl<'a> State<'a> {
                 return Err(SandboxError::System { action: "watch the sandbox", source });
             }
         }
-        let ready: Vec<bool> = events.iter().map(|event| event.any().unwrap_or(true)).collect();
-        if cancellable && ready[1] {
+        let mut ready = [false; 4];
+        for ((ready, event), asked) in ready.iter_mut().zip(&events).zip(&asked) {
+            *ready = asked.is_some() && event.any().unwrap_or(true);
+        }
+        let [heard, cancelled, logged, signalled] = ready;
+        if cancelled {
             self.doom(Doom::Cancelled);
         }
-        let logged = self.log_open && ready.last() == Some(&true);
-        Ok((ready[0], logged))
+        Ok(Ready { heard, logged, signalled })
     }
 
     /// Reads one report; whether it was the last one.
-    fn hear(&mut self, supervision: &Supervision<'_>) -> Result<bool, SandboxError> {
+    fn hear(&mut self, supervision: &mut Supervision<'_>) -> Result<bool, SandboxError> {
         let died = || SandboxError::LauncherDied { exe: supervision.exe.to_owned() };
         let (report, fds) = match wire::hear::<Report>(&supervision.report) {
             Ok(Some(message)) => message,
@@ -243,12 +275,15 @@ impl<'a> State<'a> {
                 if let (Some(proc), Some(staging)) = (fds.next(), fds.next()) {
                     self.watch = Some(Watch::new(proc, staging));
                 }
+                if let Some(relay) = &mut supervision.relay {
+                    relay.start(fds.next())?;
+                }
             }
             Report::Failed(failure) => {
                 self.failure.get_or_insert_with(|| SandboxError::setup(failure));
             }
-            Report::NotExecuted(failure) => {
-                self.failure.get_or_insert_with(|| SandboxError::command(failure));
+            Report::NotExecuted { program, why, errno } => {
+                self.failure.get_or_insert_with(|| SandboxError::command(program, why, errno));
             }
             Report::Ended { status, others } => {
                 self.ended = Some(status);
@@ -395,6 +430,29 @@ impl<'a> State<'a> {
             observation: self.observation,
         })
     }
+}
+
+/// What came on the signals' descriptor: about the terminal, or for the command.
+fn pass_signals_on(supervision: &mut Supervision<'_>) -> Result<(), SandboxError> {
+    let Some(signals) = supervision.signals else { return Ok(()) };
+    let mut numbers = [0; 64];
+    let failed = |source| SandboxError::System { action: "read signals", source };
+    let length = match nix::unistd::read(signals, &mut numbers) {
+        Ok(0) => {
+            supervision.signals = None;
+            return Ok(());
+        }
+        Err(Errno::EINTR | Errno::EAGAIN) => return Ok(()),
+        length => length.map_err(failed)?,
+    };
+    for number in &numbers[..length] {
+        match i32::from(*number) {
+            libc::SIGWINCH | libc::SIGCONT => supervision.relay.iter().for_each(Relay::refresh),
+            // An init that is gone, or not there yet, has no command to be signalled.
+            number => drop(tell(&supervision.report, &Order::Signal(number), &[])),
+        }
+    }
+    Ok(())
 }
 
 fn decode(status: i32) -> Status {

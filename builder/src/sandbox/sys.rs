@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use nix::unistd::Pid;
 
@@ -531,6 +532,41 @@ pub(super) fn reset_signals() -> Result<()> {
         )
     };
     Errno::result(result).map(drop)
+}
+
+/// What a process does about a signal, as far as that survives `exec`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Disposition {
+    Default,
+    Ignored,
+    /// By code of this program.
+    Handled,
+}
+
+/// What this process does about a signal.
+pub(super) fn disposition(signal: Signal) -> Result<Disposition> {
+    // SAFETY: `sigaction` is a plain C struct, for which all zeros is a valid value.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: nothing is set, and one struct is written, alive during the call.
+    let result = unsafe { libc::sigaction(signal as i32, std::ptr::null(), &raw mut action) };
+    Errno::result(result)?;
+    Ok(match action.sa_sigaction {
+        libc::SIG_DFL => Disposition::Default,
+        libc::SIG_IGN => Disposition::Ignored,
+        _ => Disposition::Handled,
+    })
+}
+
+/// Sets what this process does about a signal to the default or to nothing.
+pub(super) fn set_disposition(signal: Signal, disposition: Disposition) -> Result<()> {
+    let handler = match disposition {
+        Disposition::Default => libc::SIG_DFL,
+        Disposition::Ignored => libc::SIG_IGN,
+        Disposition::Handled => return Err(Errno::EINVAL),
+    };
+    // SAFETY: neither value makes the kernel call code of this process.
+    let result = unsafe { libc::signal(signal as i32, handler) };
+    if result == libc::SIG_ERR { Err(Errno::last()) } else { Ok(()) }
 }
 
 /// Makes a terminal the controlling one of this session, which has none.

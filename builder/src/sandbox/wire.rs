@@ -10,9 +10,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::features::ProbeResult;
-use super::outcome::Observation;
+use super::outcome::{NotStarted, Observation};
 use super::plan::SandboxPlan;
 use super::sys;
+use super::terminal::TerminalSettings;
 
 /// srp → launcher, on the launcher's socket. Descriptors: the report socket, a memory file that
 /// holds the body, then what the request itself names.
@@ -31,6 +32,15 @@ pub(super) struct Job {
     pub(super) plan: SandboxPlan,
     /// Number of the sandbox among those that run at the same time: as root, its user id.
     pub(super) slot: u32,
+    /// The terminal that the sandbox is to make for its command.
+    pub(super) terminal: Option<TerminalSettings>,
+}
+
+/// srp → init, on the report socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Order {
+    /// Send this signal to the command and what it started as one job with it.
+    Signal(i32),
 }
 
 /// Launcher or init → srp, on the report socket of one sandbox.
@@ -39,7 +49,7 @@ pub(super) enum Report {
     /// Launcher: the sandbox's init exists. Descriptor: its process.
     Started { idmapped: bool },
     /// Init: the sandbox is about to start its command. Descriptors: its `/proc`, its staging file
-    /// system.
+    /// system, and where its terminal is controlled, if it has one.
     Ready { own_binfmt: bool },
     /// Launcher or init: a step failed.
     Failed(Failure),
@@ -48,7 +58,7 @@ pub(super) enum Report {
     /// Init: the command has begun, in an emulator or not.
     Began { emulated: bool },
     /// Init's child: the command could not be executed.
-    NotExecuted(Failure),
+    NotExecuted { program: String, why: NotStarted, errno: i32 },
     /// Init: the command ended, with this wait status; if it failed, with so many other processes
     /// left.
     Ended { status: i32, others: u64 },

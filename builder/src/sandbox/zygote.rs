@@ -22,6 +22,7 @@ use nix::unistd::{Pid, getegid, geteuid, pipe2, setgroups};
 
 use super::apply::prepare_source;
 use super::features;
+use super::inherited::{normalise_process, raise_hard_limits};
 use super::init::{self, Inheritance};
 use super::sys::{self, Cloned};
 use super::wire::{self, Failure, Job, Report, Request, tell};
@@ -56,6 +57,8 @@ pub fn launcher_main() -> ! {
 struct Zygote {
     socket: OwnedFd,
     identity: Identity,
+    /// Why builds can't have the limits that they always have, if they can't.
+    limits: Result<(), Failure>,
     /// The sandboxes that run: their init and where to report its end.
     running: HashMap<Pid, OwnedFd>,
     /// User namespaces that say how owners on disk appear, by slot; only as root.
@@ -72,6 +75,7 @@ enum Identity {
 }
 
 fn serve() -> Result<(), Failure> {
+    normalise_process();
     let at = |action: &'static str| move |errno| Failure::new("start", action, errno);
     let io = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
     let socket = std::io::stdin()
@@ -83,6 +87,7 @@ fn serve() -> Result<(), Failure> {
         .map_err(at("open /dev/null"))?;
     sys::duplicate_to(null.as_fd(), 0).map_err(at("release standard input"))?;
     drop(null);
+    super::program::forbid_execution().map_err(at("forbid the program's execution"))?;
     // What srp itself inherited without a close-on-exec mark, a build must never see.
     sys::close_all_except(&[0, 1, 2, socket.as_raw_fd()]).map_err(at("close descriptors"))?;
     let threads = std::fs::read_dir("/proc/self/task").map_err(io).map_err(at("count threads"))?;
@@ -98,7 +103,9 @@ fn serve() -> Result<(), Failure> {
         setgroups(&[]).map_err(at("leave root's groups"))?;
     }
     raise_open_files();
-    let mut zygote = Zygote { socket, identity, running: HashMap::new(), maps: HashMap::new() };
+    let limits = raise_hard_limits();
+    let (running, maps) = (HashMap::new(), HashMap::new());
+    let mut zygote = Zygote { socket, identity, limits, running, maps };
     zygote.serve().map_err(at("wait for requests"))
 }
 
@@ -160,10 +167,11 @@ impl Zygote {
         body: OwnedFd,
         mut fds: Vec<OwnedFd>,
     ) -> Result<(), Failure> {
+        self.limits.clone()?;
         let at = |action: &'static str| move |errno| Failure::new("launch", action, errno);
         let cgroup = if fds.len() > 3 { fds.pop() } else { None };
         let stdio: [OwnedFd; 3] = fds.try_into().map_err(|_| Errno::EBADF).map_err(at("stdio"))?;
-        let Job { plan, slot } = read_body(body).map_err(at("read the plan"))?;
+        let Job { plan, slot, terminal } = read_body(body).map_err(at("read the plan"))?;
         let (uid, gid) = match self.identity {
             Identity::User { uid, gid } => (uid, gid),
             Identity::Root => (FIRST_SANDBOX_UID + slot, FIRST_SANDBOX_UID + slot),
@@ -189,7 +197,7 @@ impl Zygote {
                 // A panic must not unwind into the launcher's loop in its clone.
                 let init = || {
                     let Ok(report) = report.try_clone() else { sys::exit_now(1) };
-                    init::run(Inheritance { plan: &plan, sources, report, go, stdio })
+                    init::run(Inheritance { plan: &plan, sources, report, go, stdio, terminal })
                 };
                 let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(init));
                 sys::exit_now(1)

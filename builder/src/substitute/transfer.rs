@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use srp_store::cache::{Fetcher, Holdings, concurrently};
-use srp_store::{ObjectId, Registration, Store, StoreError};
+use srp_store::{Object, ObjectId, Registration, Store, StoreError};
 
 use crate::substitute::offer::{Offer, Part};
 use crate::substitute::substituters::Substituters;
@@ -45,7 +45,13 @@ impl Substituters {
             *sum += bytes;
             progress(*sum);
         };
-        concurrently(OBJECTS, &offer.parts, |part| self.once(store, part, &came))?;
+        let fetched = concurrently(OBJECTS, &offer.parts, |part| self.once(store, part, &came));
+        // Trees come in any order, and objects are there after those that they refer to. If not
+        // everything came, that of which everything did is kept.
+        let objects: Vec<&Object> = offer.parts.iter().map(|part| &part.record.object).collect();
+        let registered = store.register_trees(&objects);
+        fetched?;
+        registered?;
         store.adopt(&offer.statement, &offer.evidence)?;
         if offer.statement.derivation != offer.derivation {
             // Another derivation with the same resolved hash was stated: what it came out as is this
@@ -57,7 +63,7 @@ impl Substituters {
         Ok(())
     }
 
-    /// Fetches an object unless another thread is at it; then waits for that.
+    /// Fetches an object's tree unless another thread is at it; then waits for that.
     fn once(
         &self,
         store: &Store,
@@ -108,7 +114,7 @@ impl Substituters {
                 let fetched = Fetcher::new(store, cache, Arc::clone(&holdings))
                     .with_deltas(&deltas)
                     .with_progress(came)
-                    .fetch(&record)?;
+                    .fetch_tree(&record)?;
                 site.measured(fetched.fetched_bytes, began.elapsed());
                 Ok(Some(fetched))
             })?;

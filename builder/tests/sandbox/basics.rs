@@ -183,7 +183,7 @@ fn terminals_are_for_shells() {
     let log = fixture.sh(script);
     assert_eq!(log, "fd\nfull\nnull\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n");
     let mut plan = fixture.plan(script);
-    plan.stdio = Stdio::Inherit;
+    plan.stdio = Stdio::Relayed;
     let file = fixture.directory.join("plan.json");
     fs::write(&file, serde_json::to_vec(&plan).unwrap()).unwrap();
     let mut srp = std::process::Command::new(std::env::current_exe().unwrap())
@@ -252,7 +252,7 @@ fn errors_name_the_step() {
     let mut plan = fixture.plan("");
     plan.command = vec!["/usr/bin/missing".into()];
     let error = fixture.run(&plan).unwrap_err().to_string();
-    assert!(error.contains("/usr/bin/missing") && error.contains("ENOENT"), "{error}");
+    assert!(error.contains("start /usr/bin/missing") && error.contains("not there"), "{error}");
     let mut plan = fixture.plan("");
     plan.cwd = "/missing".into();
     let error = fixture.run(&plan).unwrap_err().to_string();

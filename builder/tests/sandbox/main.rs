@@ -19,6 +19,7 @@ mod machine_code;
 mod orders;
 #[path = "../../../tests/support/processes.rs"]
 mod processes;
+mod program;
 #[path = "../../../tests/support/seed.rs"]
 mod seed;
 mod views;
@@ -34,6 +35,7 @@ const KINDS: &[Kind] = &[
     ("escapes", escapes::TESTS),
     ("limits", limits::TESTS),
     ("orders", orders::TESTS),
+    ("program", program::TESTS),
     ("views", views::TESTS),
 ];
 

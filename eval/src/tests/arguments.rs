@@ -35,6 +35,11 @@ macro_rules! refused {
 }
 
 refused! {
+    what_the_kernel_passes_on_to_no_program: [
+        "build(args = [\"a\", \"x\" * 131072])" => "`args`: item 1: 131072 bytes, and the kernel passes at most 131071 on to a program: put the text into a file",
+        "build(env = {\"BIG\": \"é\" * 65534})" => "`env`: \"BIG\" with its value: 131072 bytes, and",
+        "build(env = {\"V%d\" % i: \"x\" * 30000 for i in range(80)})" => "`args` and `env` together: 24",
+    ],
     keywords_and_types: [
         "build(bogus = 1)" => "Found `bogus` extra named parameter(s) for call to derivation",
         "build(version = 1)" => "Type of parameter `version` doesn't match, expected `str`, actual `int (repr: 1)`",
@@ -66,8 +71,18 @@ refused! {
         "source(sha256 = 64 * \"A\")" => "is not a SHA-256",
         "source(urls = [])" => "`urls` is empty",
         "source(urls = \"https://a/b\")" => "`urls` is not a list but a string",
-        "source(urls = [\"ftp://a/b\"])" => "`urls`: \"ftp://a/b\" is not a place: https://, http:// or mirror:// is expected",
-        "source(urls = [\"https:///b\"])" => "`urls`: \"https:///b\" is not a place",
+        "source(urls = [\"ftp://a/b\"])" => "`urls`: \"ftp://a/b\" can't be a place: ftp: is not supported: https://, http:// or mirror:// is expected",
+        "source(urls = [\"FILE:///b\"])" => "can't be a place: file: is not supported",
+        "source(urls = [\"https:///b\"])" => "`urls`: \"https:///b\" can't be a place: it names no host",
+        "source(urls = [\"mirror:///b\"])" => "can't be a place: it names no mirror",
+        "source(urls = [\"https:a/b\"])" => "can't be a place: there is no // after https:",
+        "source(urls = [\"a/b\"])" => "can't be a place: it has no scheme: https://",
+        "source(urls = [\"http://a/a b.tar.gz\"])" => "can't be a place: it holds a space, which a URL writes as %20",
+        "source(urls = [\"http://a/b\\n\"])" => "can't be a place: it holds a control character",
+        "fetch_git(name = \"a\", url = \"ssh://a/b\", commit = 40 * \"0\", sha256 = 64 * \"0\")" => "`url`: \"ssh://a/b\" can't be a place: ssh: is not supported",
+        "fetch_git(name = \"a\", url = \"https://a/b#c\", commit = 40 * \"0\", sha256 = 64 * \"0\")" => "a repository's URL has no ? or #",
+        "fetch_git(name = \"a\", url = \"https://a/b\", commit = \"main\", sha256 = 64 * \"0\")" => "`commit`: \"main\" is not a commit: 40 or 64",
+        "fetch_git(name = \"a\", url = \"https://a/b\", commit = 40 * \"0\")" => "Missing named-only parameter `sha256`",
         "source(urls = [\"https://a/b\", \"https://a/b\"])" => "`urls`: \"https://a/b\" is there twice",
         "source(size = 0)" => "`size` is 0",
         "source(unpack = \"zip\")" => "`unpack`: \"zip\" is not an archive format: None, \"tar\" or \"deb\" is expected",
@@ -223,4 +238,39 @@ targets = {"t": "no derivation"}
     let message = "//main.star:8:17: Value `no derivation` of type `string` does not match the type annotation `derivation`";
     assert!(error.to_string().starts_with(message), "{error}");
     assert_eq!(fixture.printed(), ["made a [<derivation a>]"]);
+}
+
+#[test]
+fn a_scheme_is_as_good_in_capitals() {
+    let component = "source(urls = [\"HTTP://a/b\", \"Mirror://debian/a\", \"https://a/\u{e9}\"])";
+    assert_eq!(with_component(component).evaluate(&["s.t"]).derivations.len(), 1);
+}
+
+#[test]
+fn a_git_source_is_an_archive_from_another_place() {
+    let git = |more: &str| {
+        let fixture = with_component(&format!(
+            "fetch_git(name = \"a\", url = \"https://h/r\", commit = 40 * \"1\", sha256 = 64 * \"0\"{more})"
+        ));
+        let evaluation = fixture.evaluate(&["s.t"]);
+        let key = &evaluation.goals[0].1.derivation;
+        (*key, evaluation.derivations[key].clone())
+    };
+    let (hash, derivation) = git("");
+    let place = format!("git+https://h/r@{}", "1".repeat(40));
+    assert_eq!(derivation.advice.urls, [place.clone()]);
+    let (with, derivation) = git(", submodules = True");
+    assert_eq!(derivation.advice.urls, [place + "#submodules"]);
+    let archive = with_component(
+        "source(name = \"a\", sha256 = 64 * \"0\", unpack = \"tar\", urls = [\"https://a/b\"])",
+    );
+    let archive = archive.evaluate(&["s.t"]).goals[0].1.derivation;
+    assert_eq!((hash, with), (archive, archive));
+}
+
+#[test]
+fn what_the_kernel_just_passes_on_is_taken() {
+    let fixture = with_component("build(args = [\"x\" * 131071], env = {\"BIG\": \"x\" * 131067})");
+    let derivation = fixture.derivation("s.t");
+    assert_eq!(build_of(&derivation).arguments[0].len(), 131_071);
 }

@@ -4,7 +4,6 @@
 //! didn't build. They are there before the claim is; whoever publishes passes them on, so that a
 //! chain of caches doesn't pretend to be a chain of builders.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::path::PathBuf;
 
@@ -31,10 +30,9 @@ impl Store {
             }
         }
         let directory = self.directory("statements").join(statement.resolved.to_string());
-        fs::create_dir_all(&directory).at("create", &directory)?;
         for sealed in evidence {
             let name = sealed.signer().map_or_else(|| "unsigned".to_owned(), |key| key.to_string());
-            files::write_atomically(&directory.join(name), &sealed.to_bytes())?;
+            self.write(&directory.join(name), &sealed.to_bytes(), 0o644)?;
         }
         let mut registration = Registration::default();
         registration.realisation(self, &statement.resolved, &statement.realisation());
@@ -65,11 +63,7 @@ impl Store {
     }
 
     fn evidence_paths(&self, resolved: &ResolvedHash) -> Result<Vec<PathBuf>, StoreError> {
-        let mut paths = files::entries(&self.directory("statements").join(resolved.to_string()))?;
-        // What is being written isn't there yet.
-        let partial = |name: &OsStr| name.as_encoded_bytes().starts_with(b".");
-        paths.retain(|path| !path.file_name().is_some_and(partial));
-        Ok(paths)
+        files::entries(&self.directory("statements").join(resolved.to_string()))
     }
 
     /// Removes statements on what has not been registered: the process that took it died before

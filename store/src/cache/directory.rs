@@ -7,17 +7,21 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::time::SystemTime;
 
 use crate::cache::error::{CacheError, Place};
 use crate::cache::path::CachePath;
 use crate::cache::remote::{Body, Content, Remote, Stat};
 use crate::files;
+use crate::staged::{self, Staged};
 
 /// Where files are written before they get their name.
 const STAGING: &str = ".staging";
+/// So often in a row others may remove a directory that is about to be written to.
+const ATTEMPTS: usize = 100;
 
 /// A directory that a cache lies in.
 #[derive(Debug)]
@@ -25,6 +29,8 @@ pub struct DirectoryRemote {
     root: PathBuf,
     staging: PathBuf,
     url: String,
+    /// What killed publishers left is removed once, before something is written.
+    swept: Once,
 }
 
 impl DirectoryRemote {
@@ -34,6 +40,7 @@ impl DirectoryRemote {
             root: root.to_owned(),
             staging: root.join(STAGING),
             url: format!("file://{}", root.display()),
+            swept: Once::new(),
         }
     }
 
@@ -45,34 +52,55 @@ impl DirectoryRemote {
         Place { url: &self.url, path }
     }
 
+    fn sweep(&self) {
+        self.swept.call_once(|| {
+            if let Err(error) = staged::sweep(&self.staging) {
+                tracing::debug!(%error, "what others left in a cache stays");
+            }
+        });
+    }
+
     fn write(&self, path: &CachePath, content: Content<'_>) -> std::io::Result<()> {
+        self.sweep();
         let to = self.file(path);
         let directory = to.parent().unwrap_or(&self.root);
-        let made = !directory.is_dir();
-        fs::create_dir_all(directory)?;
-        let staged = match content {
-            Content::Staged(staged) => staged.to_owned(),
+        let own = match content {
+            Content::Staged(_) => None,
             Content::Bytes(_) | Content::File(_) => {
                 fs::create_dir_all(&self.staging)?;
-                let staged = self.staging.join(staged_name());
-                let mut file =
-                    File::options().write(true).create_new(true).mode(0o644).open(&staged)?;
-                let written = match content {
-                    Content::Bytes(bytes) => file.write_all(bytes),
+                let mut own = Staged::new_in(&self.staging, 0o644)?;
+                match content {
+                    Content::Bytes(bytes) => own.write_all(bytes)?,
                     Content::File(from) | Content::Staged(from) => {
-                        std::io::copy(&mut File::open(from)?, &mut file).map(drop)
+                        std::io::copy(&mut File::open(from)?, &mut own)?;
                     }
-                };
-                if let Err(error) = written.and_then(|()| file.sync_all()) {
-                    let _ = fs::remove_file(&staged);
-                    return Err(error);
                 }
-                staged
+                own.file().sync_all()?;
+                Some(own)
             }
         };
-        fs::set_permissions(&staged, fs::Permissions::from_mode(0o644))?;
-        fs::rename(&staged, &to)?;
-        File::open(directory)?.sync_all()?;
+        let staged = match (&own, content) {
+            (None, Content::Staged(staged)) => staged,
+            (Some(own), _) => own.path(),
+            (None, _) => unreachable!("what isn't staged yet was just now"),
+        };
+        fs::set_permissions(staged, fs::Permissions::from_mode(0o644))?;
+        let mut attempts = 0;
+        let made = loop {
+            let made = !directory.is_dir();
+            fs::create_dir_all(directory)?;
+            match fs::rename(staged, &to).and_then(|()| File::open(directory)?.sync_all()) {
+                // Somebody removed the directory together with the last file in it.
+                Err(error) if error.kind() == ErrorKind::NotFound && attempts < ATTEMPTS => {
+                    if !staged.exists() {
+                        // With this file in it, then.
+                        return Ok(());
+                    }
+                    attempts += 1;
+                }
+                placed => break placed.map(|()| made)?,
+            }
+        };
         if made {
             // The directories' names are to survive, too.
             for above in directory.ancestors().skip(1).take_while(|it| it.starts_with(&self.root)) {
@@ -80,17 +108,6 @@ impl DirectoryRemote {
             }
         }
         Ok(())
-    }
-
-    /// Removes what a killed publisher left, a day later.
-    fn sweep(&self) {
-        const DAY: std::time::Duration = std::time::Duration::from_secs(24 * 60 * 60);
-        for entry in fs::read_dir(&self.staging).into_iter().flatten().flatten() {
-            let modified = entry.metadata().and_then(|metadata| metadata.modified());
-            if modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > DAY)) {
-                let _ = fs::remove_file(entry.path());
-            }
-        }
     }
 
     fn list_into(
@@ -215,14 +232,6 @@ fn stat(metadata: &fs::Metadata) -> Stat {
 /// That a parent is missing, or is a file, means the same as that the file is.
 fn is_absent(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
-}
-
-/// Two machines may write to one directory, and their process ids may be the same.
-fn staged_name() -> String {
-    let mut random = [0; 8];
-    // Without random numbers the name is still unique on this machine.
-    let _ = getrandom::fill(&mut random);
-    format!("{}-{:016x}", files::temporary_name(), u64::from_le_bytes(random))
 }
 
 #[cfg(test)]

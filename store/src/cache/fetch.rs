@@ -11,7 +11,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::{BufWriter, Read};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -27,6 +27,8 @@ use crate::cache::unpack::{UnpackError, Unpacking};
 use crate::cache::{Cache, CacheError, CachePath, Holdings};
 use crate::commit::Registration;
 use crate::digest::Digest;
+use crate::error::StoreError;
+use crate::listing::Listing;
 use crate::store::Store;
 
 /// So many transfers in a row may break without bringing anything.
@@ -87,23 +89,46 @@ impl<'a> Fetcher<'a> {
         self
     }
 
-    /// Fetches an object and registers it. What it refers to is not fetched with it.
+    /// Fetches an object and registers it. What it refers to is not fetched with it, and must be
+    /// here.
     ///
     /// Nothing is transferred if the store has the object or its tree. Threads that finish
     /// together share one commit.
     pub fn fetch(&self, record: &ObjectRecord) -> Result<Transfer, CacheError> {
-        let object = &record.object;
-        if self.store.contains(&object.id())? {
+        if self.store.contains(&record.object.id())? {
             return Ok(Transfer::default());
         }
         let mut registration = Registration::default();
-        if self.store.tree_path(&object.tree).is_dir()
-            && let Ok(listing) = self.store.listing(&object.tree)
-        {
-            registration.existing_tree(self.store, object, listing.extent().size_bytes);
+        if let Some(listing) = self.store.tree(&record.object.tree)? {
+            registration.existing_tree(self.store, &record.object, listing.extent().size_bytes);
             self.store.commit(registration)?;
             return Ok(Transfer::default());
         }
+        self.transfer(record, |listing, tree| {
+            registration.object(self.store, &record.object, listing, tree);
+            self.store.commit(registration)
+        })
+    }
+
+    /// Fetches an object's tree alone: [`Store::register_trees`] makes the object of it when what it
+    /// refers to is here, too.
+    pub fn fetch_tree(&self, record: &ObjectRecord) -> Result<Transfer, CacheError> {
+        if self.store.tree(&record.object.tree)?.is_some() {
+            return Ok(Transfer::default());
+        }
+        self.transfer(record, |listing, tree| {
+            let mut registration = Registration::default();
+            registration.tree(self.store, listing, tree);
+            self.store.commit(registration)
+        })
+    }
+
+    /// Brings an object's tree to a scratch directory, and has it registered.
+    fn transfer(
+        &self,
+        record: &ObjectRecord,
+        register: impl FnOnce(Arc<Listing>, PathBuf) -> Result<(), StoreError>,
+    ) -> Result<Transfer, CacheError> {
         let fetch = Fetch::new(self, record);
         let (index, whole) = fetch.index()?;
         let scratch = self.store.scratch()?;
@@ -119,7 +144,7 @@ impl<'a> Fetcher<'a> {
             // What was left lay on this machine's disk, and is gone now: nobody else is to blame yet.
             Err(CacheError::Digest(error)) if resumed => {
                 tracing::debug!(%error, "a broken transfer begins anew");
-                return self.fetch(record);
+                return self.transfer(record, register);
             }
             Err(error) => {
                 if matches!(error, CacheError::Transport { .. }) && !done.is_empty() {
@@ -129,8 +154,7 @@ impl<'a> Fetcher<'a> {
             }
         };
         unpacking.end()?;
-        registration.object(self.store, object, Arc::clone(&index.listing), tree);
-        self.store.commit(registration)?;
+        register(Arc::clone(&index.listing), tree)?;
         Ok(Transfer {
             fetched_bytes: fetch.fetched_bytes.into_inner(),
             requests: fetch.requests.into_inner(),

@@ -46,7 +46,7 @@ impl Holdings {
             .par_iter()
             .map(|tree| {
                 let mut files = Vec::new();
-                match store.listing(tree) {
+                match store.read_listing(tree) {
                     Ok(listing) => listing.walk(&mut |path, entry| {
                         if let Entry::File { digest, size_bytes: 1.., .. } = entry {
                             files.push((*digest, Box::from(path)));

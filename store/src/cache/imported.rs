@@ -4,7 +4,6 @@
 //! decided when their derivation is wanted, by the policy of then and together with what other
 //! caches say: a key that is trusted later counts then, and two exports make a threshold of two.
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,7 +12,7 @@ use crate::cache::remote::Remote;
 use crate::cache::sealed::Sealed;
 use crate::cache::statement::Statement;
 use crate::cache::{CachePath, meta};
-use crate::error::{IoContext, StoreError};
+use crate::error::StoreError;
 use crate::files;
 use crate::store::Store;
 
@@ -34,24 +33,17 @@ impl Store {
         self.check_writable()?;
         let directory = self.directory(DIRECTORY);
         let (statement, signer) = (sealed.unverified(), sealed.signer());
-        let mut new = write(&directory, &CachePath::meta(), &meta())?;
-        for path in [
-            CachePath::by_static(&statement.derivation, signer),
-            CachePath::by_resolved(&statement.resolved, signer),
-        ] {
-            new = write(&directory, &path, &sealed.to_bytes())?;
-        }
-        Ok(new)
+        let keep = |path: CachePath, bytes: &[u8]| {
+            let path = directory.join(path.as_str());
+            let new = files::read_if_exists(&path)?.as_deref() != Some(bytes);
+            if new {
+                self.write(&path, bytes, 0o644)?;
+            }
+            Ok(new)
+        };
+        keep(CachePath::meta(), &meta())?;
+        let bytes = sealed.to_bytes();
+        keep(CachePath::by_static(&statement.derivation, signer), &bytes)?;
+        keep(CachePath::by_resolved(&statement.resolved, signer), &bytes)
     }
-}
-
-fn write(directory: &Path, path: &CachePath, bytes: &[u8]) -> Result<bool, StoreError> {
-    let path = directory.join(path.as_str());
-    if files::read_if_exists(&path)?.as_deref() == Some(bytes) {
-        return Ok(false);
-    }
-    let parent = path.parent().expect("it lies in the directory");
-    fs::create_dir_all(parent).at("create", parent)?;
-    files::write_atomically(&path, bytes)?;
-    Ok(true)
 }

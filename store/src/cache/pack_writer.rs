@@ -34,7 +34,7 @@ struct Source {
     size_bytes: u64,
 }
 
-/// Writes the pack of the tree at `tree` to the new file `to`, synced, and says where it lies.
+/// Writes the pack of the tree at `tree` to the file `to`, synced, and says where it lies.
 pub(crate) fn write_pack(
     tree: &Path,
     listing: &Listing,
@@ -53,8 +53,13 @@ pub(crate) fn write_pack(
         .collect();
     drop(distinct);
     let blocks = segments(&sources);
-    let mut file =
-        OpenOptions::new().read(true).write(true).create_new(true).open(to).at("create", to)?;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(to)
+        .at("create", to)?;
     let threads = rayon::current_num_threads();
     let turns = Turns::new(BLOCKS_PER_THREAD * threads);
     let (sender, receiver) = sync_channel(threads);

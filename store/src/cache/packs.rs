@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use crate::cache::CachePath;
 use crate::cache::closure::{Location, ObjectRecord};
@@ -21,10 +21,8 @@ use crate::digest::Digest;
 use crate::error::{IoContext, StoreError};
 use crate::files;
 use crate::lock::Scratch;
+use crate::staged::{self, Staged};
 use crate::store::Store;
-
-/// What a killed process left half-written is removed after this.
-const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A directory of packs. It is shared by threads; several processes may use one directory.
 #[derive(Debug)]
@@ -61,6 +59,7 @@ impl Packs {
         for name in ["objects", "packs"] {
             let path = directory.join(name);
             fs::create_dir_all(&path).at("create", &path)?;
+            staged::sweep(&path).at("list", &path)?;
         }
         let mut state = State::default();
         let records = directory.join("objects");
@@ -105,7 +104,8 @@ impl Packs {
         let record = ObjectRecord { object, size_bytes: info.size_bytes, location };
         if known.is_none() {
             let path = self.path(&CachePath::object(&info.object.id()));
-            files::write_atomically(&path, &Sealed::new(record.clone(), None).to_bytes())?;
+            let bytes = Sealed::new(record.clone(), None).to_bytes();
+            staged::write(&path, &bytes).at("write", &path)?;
         }
         Ok(record)
     }
@@ -161,12 +161,11 @@ impl Packs {
 
     fn write(&self, store: &Store, tree: &Digest) -> Result<Location, StoreError> {
         let listing = store.listing(tree)?;
-        let staged = self.directory.join("packs").join(files::temporary_name());
-        let location = write_pack(&store.tree_path(tree), &listing, &staged).inspect_err(|_| {
-            let _ = fs::remove_file(&staged);
-        })?;
+        let packs = self.directory.join("packs");
+        let staged = Staged::new_in(&packs, 0o644).at("create a file in", &packs)?;
+        let location = write_pack(&store.tree_path(tree), &listing, staged.path())?;
         let path = self.path(&CachePath::pack(&location.pack));
-        files::place(&staged, &path)?;
+        staged.place(&path).at("rename to", &path)?;
         self.make_room(&path)?;
         Ok(location)
     }
@@ -181,12 +180,9 @@ impl Packs {
             // Another process may have removed it.
             let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
             let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            let staged = path.file_name().is_some_and(|it| it.as_encoded_bytes().starts_with(b"."));
-            if !staged {
+            if !path.file_name().is_some_and(staged::is_staged) {
                 total_bytes += metadata.len();
                 kept.push((used, metadata.len(), path));
-            } else if used.elapsed().is_ok_and(|age| age > ABANDONED_AFTER) {
-                let _ = fs::remove_file(&path);
             }
         }
         kept.sort();

@@ -83,7 +83,11 @@ impl Store {
         for path in files::entries(&self.directory("partial"))? {
             let modified = fs::symlink_metadata(&path).and_then(|metadata| metadata.modified());
             if modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > KEPT)) {
-                files::remove_tree(&path)?;
+                match files::remove_tree(&path) {
+                    // Somebody took it up, or swept it, too.
+                    Err(error) if error.is_not_found() => {}
+                    removed => removed?,
+                }
             }
         }
         Ok(())

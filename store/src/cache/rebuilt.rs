@@ -7,13 +7,11 @@
 //! one that says "substituted", by whoever has the key that signed it: what lies in the store
 //! alone makes nobody a witness.
 
-use std::fs;
-
 use crate::cache::key::{PublicKey, SecretKey};
 use crate::cache::sealed::Sealed;
 use crate::cache::statement::{Provenance, StatedOutput, Statement};
 use crate::digest::{ResolvedHash, StaticHash};
-use crate::error::{IoContext, StoreError};
+use crate::error::StoreError;
 use crate::files;
 use crate::realisation::{Claim, Route};
 use crate::revision;
@@ -49,9 +47,7 @@ impl Store {
             provenance: Provenance::Built,
         };
         let path = self.rebuilt_path(&claim.resolved, &key.public());
-        let directory = path.parent().expect("it is in a directory");
-        fs::create_dir_all(directory).at("create", directory)?;
-        files::write_atomically(&path, &Sealed::new(statement, Some(key)).to_bytes())
+        self.write(&path, &Sealed::new(statement, Some(key)).to_bytes(), 0o644)
     }
 
     /// The statement of a rebuild by the owner of a key, if there is one, its signature is right

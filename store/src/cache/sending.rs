@@ -13,7 +13,8 @@ use crate::cache::statement::Statement;
 use crate::cache::{CacheError, CachePath, Content, SignedClosure, concurrently};
 use crate::db::Info;
 use crate::digest::{Digest, ObjectId};
-use crate::files;
+use crate::error::IoContext;
+use crate::staged::Staged;
 
 /// What is older than this is made to look new when a publisher relies on it. A garbage
 /// collection's grace must be longer.
@@ -98,12 +99,14 @@ impl<'a> Sending<'a> {
             None => Some(store.scratch()?),
         };
         let directory = staging.or(scratch.as_ref().map(|it| it.path())).expect("one of the two");
-        let file = Staged(directory.join(files::temporary_name()));
-        let location = write_pack(&store.tree_path(tree), &listing, &file.0)?;
+        let file = Staged::new_in(directory, 0o644).at("create a file in", directory)?;
+        let location = write_pack(&store.tree_path(tree), &listing, file.path())?;
         let path = CachePath::pack(&location.pack);
         if !self.rely_on(&path, Some(location.pack_bytes))? {
-            let content =
-                if staging.is_some() { Content::Staged(&file.0) } else { Content::File(&file.0) };
+            let content = match staging {
+                Some(_) => Content::Staged(file.path()),
+                None => Content::File(file.path()),
+            };
             cache.remote().put(&path, content)?;
             let mut published = self.published.lock().expect("no holder panics");
             published.packs += 1;
@@ -255,14 +258,5 @@ pub(crate) fn readable<T>(result: Result<Option<T>, CacheError>) -> Result<Optio
             Ok(None)
         }
         result => result,
-    }
-}
-
-/// A file that is removed unless it was moved away.
-struct Staged(std::path::PathBuf);
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
     }
 }

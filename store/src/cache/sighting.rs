@@ -4,13 +4,11 @@
 //! of a store holds the newest pointer seen; an older one later is a rollback, another one of the
 //! same generation a fork (or two publishers with one key).
 
-use std::fs;
-
 use crate::cache::closure::Pointer;
 use crate::cache::path::Signer;
 use crate::cache::sealed::Sealed;
 use crate::digest::{Digest, Domain};
-use crate::error::{IoContext, StoreError};
+use crate::error::StoreError;
 use crate::files;
 use crate::name::RootName;
 use crate::store::Store;
@@ -70,9 +68,7 @@ impl Store {
         if matches!(freshness, Freshness::First | Freshness::Newer) {
             self.check_writable()?;
             let path = self.sighting_path(url, signer, &pointer.root);
-            let directory = path.parent().expect("it is in a directory");
-            fs::create_dir_all(directory).at("create", directory)?;
-            files::write_atomically(&path, &Sealed::new(pointer.clone(), None).to_bytes())?;
+            self.write(&path, &Sealed::new(pointer.clone(), None).to_bytes(), 0o644)?;
         }
         Ok(freshness)
     }

@@ -1,5 +1,6 @@
 //! Fetching over real sockets, with each way in which servers, mirrors and disks disappoint.
 
+mod git;
 mod places;
 mod server;
 mod servers;
@@ -8,7 +9,7 @@ mod transfers;
 
 use std::io::Write;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

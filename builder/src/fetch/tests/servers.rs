@@ -8,15 +8,12 @@ fn a_wrong_hash_names_both_and_keeps_nothing() {
     let request = request(b"the file", &[server.url("a")]);
     let (result, directory) = Bench::new().fetch(&request);
     let error = result.expect_err("wrong");
-    let text = error.to_string();
-    for part in [
-        digest(b"the file").to_string(),
-        digest(b"not the file").to_string(),
-        server.url("a"),
-        "thing.tar".into(),
-    ] {
-        assert!(text.contains(&part), "{part} is not in: {text}");
-    }
+    let (expected, got, url) = (digest(b"the file"), digest(b"not the file"), server.url("a"));
+    assert_eq!(
+        error.to_string(),
+        format!("wrong hash for thing.tar\n  expected {expected}\n  got      {got}\n  from {url}")
+    );
+    assert!(error.hints().is_empty(), "{:?}", error.hints());
     assert!(names(&directory.path().join("sources")).is_empty());
 }
 
@@ -81,8 +78,78 @@ fn redirects_end_somewhere() {
         respond(stream, "302 Found", &[("Location", "file:///etc/passwd")], b"");
     });
     let (result, _keep) = Bench::new().fetch(&request(b"x", &[leaving.url("")]));
-    // `file:` has no authority and so reads as a relative path, or is refused: never as a file.
-    assert!(result.is_err());
+    let reason = only_reason(result.expect_err("a file"));
+    assert!(
+        matches!(&reason, Reason::UnsupportedScheme { scheme } if scheme == "file"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn redirects_may_hold_what_urls_cannot() {
+    for (location, expected) in [
+        (&b"/a b.tar.gz"[..], "/a%20b.tar.gz"),
+        ("/caf\u{e9}.tar.gz".as_bytes(), "/caf%C3%A9.tar.gz"),
+        (b"/caf\xe9.tar.gz", "/caf%E9.tar.gz"),
+        (b"c#fragment", "/dir/c"),
+        (b"?a=<b>", "/dir/a?a=%3Cb%3E"),
+    ] {
+        let server = TestServer::start(move |asked, stream| match asked.number {
+            0 => {
+                let head = [b"HTTP/1.1 302 Found\r\nLocation: ", location, b"\r\n"].concat();
+                let _ = stream.write_all(&[&head[..], b"Content-Length: 0\r\n\r\n"].concat());
+            }
+            _ => respond(stream, "200 OK", &[], b"the file"),
+        });
+        // The scheme is as good in any case.
+        let url = server.url("dir/a").replace("http:", "HTTP:");
+        let (result, _keep) = Bench::new().fetch(&request(b"the file", &[url]));
+        assert!(result.is_ok(), "{result:?}");
+        assert_eq!(server.asked()[1].target, expected);
+    }
+}
+
+#[test]
+fn a_login_is_sent_to_its_own_server_only() {
+    let other = TestServer::serving(b"the file".to_vec());
+    let elsewhere = other.url("x").replace("http:", "");
+    let server = TestServer::start(move |asked, stream| match asked.number {
+        0 => respond(stream, "302 Found", &[("Location", "/b")], b""),
+        _ => respond(stream, "302 Found", &[("Location", &elsewhere)], b""),
+    });
+    let url = server.url("a").replace("http://", "http://me:p%40ss@");
+    let (result, _keep) = Bench::new().fetch(&request(b"the file", &[url]));
+    result.expect("fetched");
+    let login = Some("Basic bWU6cEBzcw==".to_owned());
+    let sent: Vec<_> =
+        server.asked().iter().map(|it| it.headers.get("authorization").cloned()).collect();
+    assert_eq!(sent, [login.clone(), login]);
+    assert_eq!(other.asked()[0].headers.get("authorization"), None);
+}
+
+#[test]
+fn every_status_that_may_pass_is_tried_again() {
+    let statuses = ["408 A", "425 B", "429 C", "500 D", "502 E", "503 F", "504 G"];
+    for status in statuses {
+        let date = httpdate::fmt_http_date(std::time::SystemTime::UNIX_EPOCH);
+        let server = TestServer::start(move |asked, stream| match asked.number {
+            0 => respond(stream, status, &[("Retry-After", &date)], b"oops"),
+            _ => respond(stream, "200 OK", &[], b"the file"),
+        });
+        let mut bench = Bench::new();
+        // The date counts, and not this.
+        bench.config.retry_delay = Duration::from_secs(20);
+        let began = Instant::now();
+        let (result, _keep) = bench.fetch(&request(b"the file", &[server.url("a")]));
+        assert!(result.is_ok(), "{status}: {result:?}");
+        assert!(began.elapsed() < Duration::from_secs(15), "{status}");
+    }
+    for status in ["400 A", "403 B", "404 C", "410 D", "501 E", "505 F"] {
+        let server = TestServer::start(move |_, stream| respond(stream, status, &[], b"no"));
+        let (result, _keep) = Bench::new().fetch(&request(b"the file", &[server.url("a")]));
+        assert!(result.is_err());
+        assert_eq!(server.asked().len(), 1, "{status}");
+    }
 }
 
 #[test]
@@ -158,6 +225,40 @@ fn a_compressed_transfer_encoding_label_changes_nothing() {
     let (result, _keep) = Bench::new().fetch(&request(&bytes, &[server.url("a.tar.gz")]));
     assert_eq!(std::fs::read(result.expect("fetched").path).expect("there"), bytes);
     assert_eq!(server.asked()[0].headers["accept-encoding"], "identity");
+}
+
+#[test]
+fn a_server_that_compresses_although_told_not_to_is_named_with_the_encoding() {
+    let server = TestServer::start(move |_, stream| {
+        respond(stream, "200 OK", &[("Content-Encoding", "br")], b"compressed");
+    });
+    let mut request = request(b"the file", &[server.url("a")]);
+    for size_bytes in [None, Some(8)] {
+        request.size_bytes = size_bytes;
+        let (result, _keep) = Bench::new().fetch(&request);
+        let text = result.expect_err("another file").to_string();
+        assert!(text.contains("Content-Encoding: br"), "{text}");
+    }
+}
+
+#[test]
+fn a_proxy_that_is_not_there_is_named() {
+    let dead = dead_url().replace("http://", "http://me:pw@");
+    let address = dead.trim_start_matches("http://me:pw@").trim_end_matches("/x").to_owned();
+    for (variable, url) in
+        [("http_proxy", "http://mirror.test/x"), ("https_proxy", "https://mirror.test/x")]
+    {
+        let mut bench = Bench::new();
+        let dead = dead.clone();
+        bench.config.network =
+            NetworkSettings::from_variables(|name| (name == variable).then(|| dead.clone()));
+        let (result, _keep) = bench.fetch(&request(b"x", &[url.into()]));
+        let error = result.expect_err("unreachable");
+        let (text, hints) = (error.to_string(), error.hints().join("\n"));
+        assert!(text.contains(&format!("the proxy http://{address}")), "{text}");
+        assert!(text.contains("connection refused") && !text.contains("pw"), "{text}");
+        assert!(hints.contains("no_proxy"), "{hints}");
+    }
 }
 
 #[test]

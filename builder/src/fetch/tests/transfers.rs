@@ -210,6 +210,38 @@ fn concurrent_fetches_of_one_file_transfer_it_once() {
     assert_eq!(names(&sources), [request.file_name()]);
 }
 
+#[test]
+fn one_file_under_two_names_is_transferred_once() {
+    let bytes = content(200_000);
+    let serving = bytes.clone();
+    let server = TestServer::start(move |asked, stream| {
+        std::thread::sleep(Duration::from_millis(200));
+        serve(asked, stream, &serving);
+    });
+    let bench = Bench::new();
+    let sources = bench.sources();
+    let fetchers = [Fetcher::new(bench.config), Fetcher::new(Bench::new().config)];
+    let fetched: Vec<Fetched> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8)
+            .map(|number| {
+                let mut request = request(&bytes, &[server.url("a")]);
+                request.name = format!("name-{}", number % 4);
+                let (fetchers, sources) = (&fetchers, &sources);
+                scope.spawn(move || {
+                    let cancel = CancelToken::new().expect("a descriptor");
+                    fetchers[number % 2].fetch(&request, sources, &(), &cancel).expect("fetched")
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    assert_eq!(server.asked().len(), 1);
+    let inodes: std::collections::BTreeSet<u64> =
+        fetched.iter().map(|it| it.path.metadata().expect("there").ino()).collect();
+    assert_eq!(inodes.len(), 1);
+    assert_eq!(names(&sources).len(), 4, "{:?}", names(&sources));
+}
+
 #[derive(Default)]
 struct Waits(AtomicUsize);
 

@@ -19,7 +19,8 @@ use ureq::http::{Method, request};
 
 use super::failure::Failure;
 use crate::fetch::Client;
-use crate::remote::http::{origin, page};
+use crate::fetch::url::origin;
+use crate::remote::http::page;
 
 /// What is read from the network at once.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -48,19 +49,19 @@ impl Bridge {
         let headers = head.headers.iter();
         let headers =
             headers.filter_map(|(name, it)| Some((name.clone(), it.to_str().ok()?.into())));
-        let headers = headers.collect();
+        let headers: Vec<_> = headers.collect();
         let answer = match head.method {
-            Method::PUT | Method::POST => self.client.exchange(head.method, &url, headers, body),
-            method => self.client.exchange(method, &url, headers, ()),
+            Method::PUT | Method::POST => self.client.exchange(head.method, &url, &headers, body),
+            method => self.client.exchange(method, &url, &headers, ()),
         };
-        let answer = answer.map_err(|reason| tell(Failure::unanswered(origin(&url), &reason)))?;
+        let answer = answer.map_err(|reason| tell(Failure::unanswered(&origin(&url), &reason)))?;
         let (head, body) = answer.into_parts();
         let mut from = body.into_reader();
         if !head.status.is_success() {
             let page = page(&mut from);
             let page = String::from_utf8_lossy(&page);
             let status = head.status.as_u16();
-            return Err(tell(Failure::refused(origin(&url), status, &head.headers, &page)));
+            return Err(tell(Failure::refused(&origin(&url), status, &head.headers, &page)));
         }
         Ok(HttpResponse::from_parts(head, frames(from)))
     }

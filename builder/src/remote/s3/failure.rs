@@ -7,7 +7,8 @@ use ureq::http::HeaderMap;
 
 use super::settings::SettingsError;
 use crate::fetch::Reason;
-use crate::remote::http::{kind_of, text};
+use crate::fetch::http::{is_transient, text};
+use crate::remote::http::kind_of;
 
 /// An answer's `<Message>` is a sentence; what is longer is cut.
 const MESSAGE_CHARACTERS: usize = 300;
@@ -67,7 +68,7 @@ impl Failure {
             is_absent: kind == ErrorKind::NotFound && code != "NoSuchBucket",
             is_answer: true,
             retry: match status {
-                408 | 429 | 500.. => HttpErrorKind::Request,
+                status if is_transient(status) || status >= 500 => HttpErrorKind::Request,
                 _ => HttpErrorKind::Unknown,
             },
         }

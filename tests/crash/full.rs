@@ -1,0 +1,78 @@
+//! The store's disk is full, or has no inodes left.
+
+use std::fs;
+use std::process::Command;
+
+use nix::unistd::geteuid;
+
+use crate::support::Run;
+use crate::{Ground, rounds};
+
+/// Mounts a small file system where the store is, works there, makes room, and works again. What
+/// the store is each time is copied out, where it can be looked at.
+const SCRIPT: &str = r#"
+set -eu
+kept=$1 store=$2 out=$3 options=$4; shift 4
+mount -t tmpfs -o "$options" none "$store"
+cp -a "$kept/." "$store"
+"$@" >"$out.first" 2>&1 && code=0 || code=$?
+cp -a "$store" "$out.store"
+mount -o remount,size=1g,nr_inodes=1000000 "$store"
+"$@" >"$out.second" 2>"$out.errors" || { cat "$out.errors"; exit 99; }
+cp -a "$store" "$out.again"
+exit $code
+"#;
+
+#[test]
+fn a_full_disk_costs_the_work_and_nothing_else() {
+    let ground = Ground::new();
+    ground.place.realise("t.x.seed");
+    ground.keep("seed");
+    let kept = ground.kept("seed");
+    let expected = ground.place.srp(&["realise", "t.x"]).succeeded().stdout;
+    crate::remove(&ground.place.store());
+    fs::create_dir(ground.place.store()).unwrap();
+    let used_kib: u64 = number(&["du", "-s", "--block-size=1k", kept.to_str().unwrap()]);
+    let used_inodes: u64 = number(&["du", "-s", "--inodes", kept.to_str().unwrap()]);
+    let half = (rounds() / 2).max(1) as u64;
+    // Room beyond what is used: none at first, then more and more.
+    let sizes = (0..half).map(|n| format!("size={}k", used_kib + 64 + 600 * n / half));
+    let inodes =
+        (0..half).map(|n| format!("size=1g,nr_inodes={}", used_inodes + 2 + 80 * n / half));
+    let (mut failed, mut all) = (0, 0);
+    for options in sizes.chain(inodes) {
+        let out = ground.place.path("out").join(options.replace([',', '='], "-"));
+        fs::create_dir_all(out.parent().unwrap()).unwrap();
+        let mut command = Command::new("unshare");
+        // A user may mount within a namespace of its own.
+        command.args(if geteuid().is_root() {
+            &["--mount"][..]
+        } else {
+            &["--mount", "--map-root-user"]
+        });
+        command.args(["sh", "-c", SCRIPT, "sh"]);
+        command.arg(&kept).arg(ground.place.store()).arg(&out).arg(&options);
+        command.arg(crate::support::program()).args(["realise", "t.x"]);
+        let run = Run::of(ground.place.surround(&mut command));
+        let said = fs::read_to_string(out.with_extension("first")).unwrap_or_default();
+        assert!(matches!(run.code, Some(0..=4)), "{options}: {run}{said}");
+        assert!(!said.contains("panicked"), "{options}: {said}");
+        failed += usize::from(run.code != Some(0));
+        all += 1;
+        let second = fs::read_to_string(out.with_extension("second")).unwrap();
+        assert_eq!(second, expected, "{options}");
+        for name in ["store", "again"] {
+            let store = out.with_extension(name);
+            let problems = crate::sound::problems(&store);
+            assert!(problems.is_empty(), "{options}, {name}: {problems:#?}");
+            crate::remove(&store);
+        }
+    }
+    println!("full {failed} times of {all}");
+    assert!(0 < failed && failed < all, "{failed} of {all} failed: the test tests nothing");
+}
+
+fn number(command: &[&str]) -> u64 {
+    let run = Run::of(Command::new(command[0]).args(&command[1..])).succeeded();
+    run.stdout.split_whitespace().next().unwrap().parse().unwrap()
+}
