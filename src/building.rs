@@ -91,6 +91,7 @@ impl Workshop {
                 .map(|mib| mib.saturating_mul(1 << 20))
                 .or_else(memory_bytes),
             disk_bytes: context.config.disk_mib.map(|mib| mib.saturating_mul(1 << 20)),
+            output_limits: context.config.output_limits(),
         };
         let broker =
             Broker::new(cores).map_err(|error| CommandError::chain(ExitCode::User, error))?;

@@ -15,9 +15,15 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, Unexpected};
 use srp_builder::fetch::Mirrors;
 use srp_store::cache::PublicKey;
+use srp_store::ingest::Limits;
 
 /// The machine's configuration file.
 const MACHINE_FILE: &str = "/etc/srp/config.toml";
+
+/// More than any toolchain's output, and read within minutes.
+const OUTPUT_MIB: u64 = 64 << 10;
+/// As many as a binary cache takes.
+const OUTPUT_ENTRIES: u64 = 4_000_000;
 
 /// An environment as a function of names: the process's own, or a test's.
 pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
@@ -33,6 +39,10 @@ pub(crate) struct Config {
     pub(crate) memory_mib: Option<u64>,
     /// How much disk one build may take.
     pub(crate) disk_mib: Option<u64>,
+    /// How much one output may hold.
+    pub(crate) output_mib: Option<u64>,
+    /// How many files, directories and links one output may have.
+    pub(crate) output_entries: Option<u64>,
     /// Base URLs by the name of the mirror.
     pub(crate) mirrors: BTreeMap<String, Vec<String>>,
     /// Sources directories that are looked into before anything is fetched.
@@ -94,6 +104,8 @@ struct File {
     cores: Option<Count>,
     memory_mib: Option<Count>,
     disk_mib: Option<Count>,
+    output_mib: Option<Count>,
+    output_entries: Option<Count>,
     #[serde(default)]
     mirrors: BTreeMap<String, Urls>,
     #[serde(default)]
@@ -251,6 +263,13 @@ impl Config {
         Ok(config)
     }
 
+    /// How much one output, or one source unpacked, may be.
+    pub(crate) fn output_limits(&self) -> Limits {
+        let mib = self.output_mib.unwrap_or(OUTPUT_MIB);
+        let size_bytes = Some(mib.saturating_mul(1 << 20));
+        Limits { size_bytes, entries: Some(self.output_entries.unwrap_or(OUTPUT_ENTRIES)) }
+    }
+
     /// Takes over what is not said yet.
     fn add(&mut self, file: File, path: &Path) -> Result<(), ConfigError> {
         let count = |count: Option<Count>| count.map(|Count(number)| u64::from(number));
@@ -259,6 +278,8 @@ impl Config {
         self.cores = self.cores.or(size(file.cores));
         self.memory_mib = self.memory_mib.or(count(file.memory_mib));
         self.disk_mib = self.disk_mib.or(count(file.disk_mib));
+        self.output_mib = self.output_mib.or(count(file.output_mib));
+        self.output_entries = self.output_entries.or(count(file.output_entries));
         let evaluation = count(file.evaluation.memory_mib);
         if let Some(mib) = evaluation.filter(|mib| *mib < srp_eval::Limits::LEAST_MEMORY_MIB) {
             return Err(ConfigError::EvaluationMemory { path: path.to_owned(), mib });

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueHint};
 use serde_json::{Value, json};
 use srp_builder::Plan;
-use srp_store::{Action, InputKey, ObjectName, ReferenceKind, Store};
+use srp_store::{Action, InputKey, ObjectName, ReferenceKind, Store, StoreError};
 
 use crate::building::{self, Effort};
 use crate::context::Context;
@@ -144,9 +144,15 @@ fn write_rootfs(
     let directory = building::absolute(directory)?;
     let object = store.info(&object.id)?.object;
     let composition = store.compose_object(&object, ReferenceKind::RUN)?;
-    // A signal then lets it be finished: that takes a moment, and nothing half-written stays.
     let cancel = interrupt::install()?;
-    let written = composition.materialise(&directory, !context.config.unsynced)?;
+    let written =
+        match composition.materialise(&directory, !context.config.unsynced, Some(cancel.flag())) {
+            Err(StoreError::Cancelled) => {
+                let message = "interrupted; nothing half-written stays";
+                return Err(CommandError::new(ExitCode::Interrupted, message));
+            }
+            written => written?,
+        };
     if cancel.is_cancelled() {
         let message = format!("interrupted when {} had been written", directory.display());
         return Err(CommandError::new(ExitCode::Interrupted, message));

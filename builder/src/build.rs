@@ -10,8 +10,8 @@ use std::sync::Arc;
 use srp_store::compose::Composition;
 use srp_store::ingest::{self, Rules};
 use srp_store::{
-    BASE_LAYOUT, Build, Listing, Object, ObjectId, OutputName, Reference, ReferenceKind,
-    Registration, Role, Route, Scratch, Skeleton, TREE_TIME_SECONDS,
+    BASE_LAYOUT, Build, Listing, Object, ObjectId, OpenTree, OutputName, Reference, ReferenceKind,
+    Registration, Role, Route, Scratch, Skeleton, StoreError, TREE_TIME_SECONDS,
 };
 
 use crate::event::Event;
@@ -245,25 +245,40 @@ impl Work<'_> {
     }
 
     /// Normalises and hashes what the builder wrote.
+    ///
+    /// From the scratch directory, which is srp's own, every step down is by descriptor: what the
+    /// builder put in an output's place leads nowhere.
     pub(crate) fn take(&self, build: &Build, scratch: &Scratch) -> Result<Trees, FailureCause> {
         let mut listings = Trees::new();
+        let outputs = OpenTree::open(scratch.path())?.reclaim("out")?;
         for output in &build.outputs {
-            let tree = scratch.path().join("out").join(output.as_str());
+            let name = || output.to_string();
+            let tree = outputs.reclaim(output.as_str()).map_err(|error| match error {
+                StoreError::NotADirectory { what, .. } => {
+                    FailureCause::NotADirectory { output: name(), what }
+                }
+                source => FailureCause::Output { output: name(), source },
+            })?;
             // Permissions are declared for the output `out`.
             let permissions = (*output == OutputName::out()).then_some(&build.permissions);
-            let rules = Rules { permissions, drop_shared: true };
-            let refused = |source| FailureCause::Output { output: output.to_string(), source };
+            let rules = Rules { permissions, drop_shared: true, ..self.rules() };
+            let refused = |source| FailureCause::Output { output: name(), source };
             let listing = ingest::take(&tree, rules).map_err(refused)?;
-            let name = || output.to_string();
             if listing.root().is_empty() {
                 return Err(FailureCause::Empty { output: name() });
             }
             if listing.find(srp_store::compose::RESERVED).is_some() {
                 return Err(FailureCause::Reserved { output: name() });
             }
-            listings.insert(output.clone(), (tree, Arc::new(listing)));
+            listings.insert(output.clone(), (tree.path().to_owned(), Arc::new(listing)));
         }
         Ok(listings)
+    }
+
+    /// How foreign trees are taken in: so much at most, and until somebody says stop.
+    pub(crate) fn rules(&self) -> Rules<'_> {
+        let limits = self.options.output_limits;
+        Rules { limits, cancel: Some(self.cancel.flag()), ..Rules::default() }
     }
 
     /// Examines outputs, and makes objects of them.
@@ -280,7 +295,8 @@ impl Work<'_> {
                 patterns.any(|pattern| scan::matches(pattern, file))
             };
             for (tree, _) in listings.values() {
-                let found = scan::forbidden(tree, SANDBOX_PATHS, &allowed, self.cancel)?;
+                let tree = OpenTree::open(tree)?;
+                let found = scan::forbidden(&tree, SANDBOX_PATHS, &allowed, self.cancel)?;
                 occurrences.extend(found.iter().map(ToString::to_string));
             }
             if !occurrences.is_empty() {
@@ -337,7 +353,7 @@ impl Work<'_> {
         let tools = Composed::new(&roots.root, &roots.tools);
         let mut references = BTreeMap::new();
         for (output, (tree, _)) in listings {
-            let findings = scan::scan(tree, self.cancel)?;
+            let findings = scan::scan(&OpenTree::open(tree)?, self.cancel)?;
             let ignored = scan::Ignored {
                 everywhere: &build.ignore_references,
                 in_files: &build.for_files.ignore_references,

@@ -37,6 +37,11 @@ impl CancelToken {
         self.0.cancelled.load(Ordering::Acquire)
     }
 
+    /// True once cancelled, for those who know no token.
+    pub fn flag(&self) -> &AtomicBool {
+        &self.0.cancelled
+    }
+
     /// Readable once cancelled, for `poll`.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.0.event.as_fd()

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use srp_store::ingest::Limits;
 use srp_store::{Derivation, InputKey, ObjectName, ResolvedHash, RootName, StaticHash, StoreError};
 
 /// Derivations, and which of their outputs are wanted.
@@ -71,6 +72,8 @@ pub struct Options {
     pub memory_bytes: Option<u64>,
     /// How much disk one build may take; none: nine tenths of what is free when it begins.
     pub disk_bytes: Option<u64>,
+    /// How much one output, or one source unpacked, may be.
+    pub output_limits: Limits,
 }
 
 /// A goal that was realised.
@@ -137,6 +140,14 @@ pub enum FailureCause {
         output: String,
         /// What is wrong with it.
         source: StoreError,
+    },
+    /// An output is no directory.
+    #[error("its output {output} is {what} and must be a directory")]
+    NotADirectory {
+        /// The output.
+        output: String,
+        /// What it is: `a symbolic link`, `missing` …
+        what: &'static str,
     },
     /// An output has nothing in it.
     #[error("it wrote nothing to its output {output} (${output})")]

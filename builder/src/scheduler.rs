@@ -615,6 +615,7 @@ mod tests {
             log_bytes: None,
             memory_bytes: None,
             disk_bytes: None,
+            output_limits: Default::default(),
         };
         let builder = Builder {
             store: &store,

@@ -283,7 +283,7 @@ mod tests {
     use std::sync::Arc;
 
     use srp_store::ingest::{self, Rules};
-    use srp_store::{Access, Object, Reference, Registration};
+    use srp_store::{Access, Object, OpenTree, Reference, Registration};
 
     use super::*;
 
@@ -301,7 +301,9 @@ mod tests {
         let path = tree.join(file);
         fs::create_dir_all(path.parent().expect("a parent")).expect("created");
         fs::write(path, bytes).expect("written");
-        let listing = Arc::new(ingest::take(&tree, Rules::default()).expect("taken"));
+        let listing = Arc::new(
+            ingest::take(&OpenTree::open(&tree).expect("opened"), Rules::default()).expect("taken"),
+        );
         let references =
             needs.iter().map(|it| Reference { kind: ReferenceKind::Run, object: it.id }).collect();
         let object = Object {

@@ -166,6 +166,7 @@ mod tests {
             log_bytes: None,
             memory_bytes: Some(memory_bytes),
             disk_bytes: None,
+            output_limits: Default::default(),
         }
     }
 

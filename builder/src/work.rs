@@ -7,9 +7,9 @@ use std::time::Instant;
 use srp_store::ingest::{self, Rules};
 use srp_store::manifest::Manifest;
 use srp_store::{
-    Action, Claim, Derivation, Fetch, Format, History, InputKey, Object, ObjectId, OutputName,
-    Realisation, Reference, ReferenceKind, Registration, ResolvedHash, Role, Route, Stage,
-    StaticHash, Store,
+    Action, Claim, Derivation, Fetch, Format, History, InputKey, Object, ObjectId, OpenTree,
+    OutputName, Realisation, Reference, ReferenceKind, Registration, ResolvedHash, Role, Route,
+    Stage, StaticHash, Store,
 };
 
 use crate::cancel::CancelToken;
@@ -186,8 +186,8 @@ impl<'a> Work<'a> {
             max_bytes: None,
         };
         unpack::unpack(&fetched.path, format, &spec, &tree, self.cancel)?;
-        let rules = Rules { drop_shared: fetch.format == Format::Deb, ..Rules::default() };
-        let listing = Arc::new(ingest::take(&tree, rules)?);
+        let rules = Rules { drop_shared: fetch.format == Format::Deb, ..self.rules() };
+        let listing = Arc::new(ingest::take(&OpenTree::open(&tree)?, rules)?);
         let object = Object {
             name: self.derivation.name.clone(),
             tree: listing.digest(),
@@ -229,7 +229,7 @@ impl<'a> Work<'a> {
                 action: format!("write {}", file.display()),
                 source,
             })?;
-        let listing = Arc::new(ingest::take(&tree, Rules::default())?);
+        let listing = Arc::new(ingest::take(&OpenTree::open(&tree)?, Rules::default())?);
         let references = manifest
             .components
             .iter()

@@ -14,7 +14,6 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -26,6 +25,7 @@ use crate::error::{IoContext, StoreError};
 use crate::files;
 use crate::listing::Listing;
 use crate::object::Object;
+use crate::open_tree::OpenTree;
 use crate::presence::link_target;
 use crate::realisation::{Claim, Realisation};
 use crate::store::Store;
@@ -295,12 +295,18 @@ fn place_all(staged: &mut Vec<(TempPath, PathBuf)>) -> Result<(), StoreError> {
 }
 
 /// Renames a tree to its place; a tree that is there already is as good, being the same.
+///
+/// Nothing is followed: a link in either place is no tree, and what it points to stays as it is.
 fn place_tree(staged: &Path, place: &Path) -> Result<(), StoreError> {
+    let tree = OpenTree::open(staged)?;
     match fs::rename(staged, place) {
-        Ok(()) => fs::set_permissions(place, fs::Permissions::from_mode(0o555)).at("change", place),
+        Ok(()) => {
+            let mode = rustix::fs::Mode::from_raw_mode(0o555);
+            rustix::fs::fchmod(&tree, mode).at("change", place)
+        }
         Err(error)
             if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists)
-                || (place.is_dir() && staged.is_dir()) =>
+                || fs::symlink_metadata(place).is_ok_and(|there| there.is_dir()) =>
         {
             files::remove_tree(staged)
         }

@@ -66,6 +66,18 @@ pub(crate) enum Node {
     Merged(BTreeMap<Box<[u8]>, Node>),
 }
 
+/// What a composed root has at a path, no symlink followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A directory.
+    Directory,
+    /// A file.
+    File {
+        /// Its length.
+        size_bytes: u64,
+    },
+}
+
 /// Where an entry's bytes come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
@@ -192,6 +204,21 @@ impl Composition {
             path: names.join("/"),
             file,
         })
+    }
+
+    /// What the root itself has at a path; none if there is nothing, or a symlink on the way.
+    pub(crate) fn at(&self, path: &str) -> Option<Kind> {
+        let mut place = Place::Node(&self.root);
+        for name in components(path.as_bytes()) {
+            place = self.child(place, &name)?;
+        }
+        match place {
+            Place::Entry(Entry::File { size_bytes, .. }, _) => {
+                Some(Kind::File { size_bytes: *size_bytes })
+            }
+            Place::Entry(..) => None,
+            Place::Directory(..) | Place::Node(_) => Some(Kind::Directory),
+        }
     }
 
     /// Adds what is at no path yet: `entry` under the path, and the directories to it.

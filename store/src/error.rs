@@ -105,6 +105,47 @@ pub enum StoreError {
         /// The limit in bytes.
         limit: usize,
     },
+    /// Directories lie in one another more deeply than whatever walks trees can bear.
+    #[error("{file}… lies more than {limit} directories deep, and no tree may")]
+    TooDeep {
+        /// The path's beginning.
+        file: String,
+        /// How many directories may lie in one another.
+        limit: usize,
+    },
+    /// A tree's files are larger than they may be, holes counted.
+    #[error(
+        "with {file}, which is {size_bytes} bytes long, its files have more than the {limit} bytes \
+         that they may have (output_mib of the configuration; holes count)"
+    )]
+    TooLarge {
+        /// The path in the tree.
+        file: String,
+        /// The file's length.
+        size_bytes: u64,
+        /// The limit for all files of the tree together.
+        limit: u64,
+    },
+    /// A tree has more entries than it may have.
+    #[error(
+        "it has more than the {limit} files, directories and links that it may have \
+         (output_entries of the configuration)"
+    )]
+    TooMany {
+        /// The limit.
+        limit: u64,
+    },
+    /// What has to be a directory is none.
+    #[error("{} is {what} and must be a directory", path.display())]
+    NotADirectory {
+        /// Its path.
+        path: PathBuf,
+        /// What it is: `a symbolic link`, `a file`, `missing` …
+        what: &'static str,
+    },
+    /// It was to end before it was through.
+    #[error("interrupted")]
+    Cancelled,
     /// Two objects provide different things at one path.
     #[error("{}", .0)]
     Conflict(Box<Conflict>),

@@ -5,18 +5,20 @@ use std::ffi::{CStr, CString};
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat};
+use nix::sys::stat::{Mode, SFlag, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use tempfile::TempPath;
 
 use crate::error::{IoContext, StoreError};
+use crate::open_tree::reclaim;
 
 /// Opens for reading, and refuses a symlink.
 pub(crate) fn open_plain(path: &Path) -> std::io::Result<File> {
@@ -81,28 +83,44 @@ pub(crate) fn sync_directory(path: &Path) -> Result<(), StoreError> {
 ///
 /// Never follows a symlink and never recurses deeper than a constant: a build can nest
 /// directories more deeply than a stack holds frames or a path has bytes, so what lies deep is
-/// first moved up.
+/// first moved up. Whoever swaps something for a link meanwhile gains nothing: everything is opened
+/// before it is looked at, and changed by its descriptor.
 pub fn remove_tree(path: &Path) -> Result<(), StoreError> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).at("remove", path),
-        Ok(metadata) if !metadata.is_dir() => return fs::remove_file(path).at("remove", path),
-        Ok(_) => {}
+    let remove = || -> nix::Result<()> {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let name = path.file_name().ok_or(Errno::EINVAL)?;
+        match nix::fcntl::open(parent.unwrap_or(Path::new(".")), flags, Mode::empty()) {
+            Ok(parent) => remove_at(parent.as_fd(), name.as_bytes()),
+            Err(error) => Err(error),
+        }
+    };
+    match remove() {
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(error) => Err(error).at("remove", path),
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).at("remove", path)?;
-    empty_tree(path)?;
-    fs::remove_dir(path).at("remove", path)
+}
+
+/// Removes what has a name in a directory, as [`remove_tree`] does.
+pub(crate) fn remove_at(at: BorrowedFd<'_>, name: &[u8]) -> nix::Result<()> {
+    if unlink(at, name)? {
+        return Ok(());
+    }
+    let top = open_own_directory(at, name)?;
+    empty(top.as_fd())?;
+    unlinkat(at, name, UnlinkatFlags::RemoveDir)
 }
 
 /// Removes all that is in a directory, which its user may write to, as [`remove_tree`] does.
 pub(crate) fn empty_tree(path: &Path) -> Result<(), StoreError> {
-    let empty = || -> nix::Result<()> {
-        let top = open_directory(nix::fcntl::AT_FDCWD, path)?;
-        // What was moved up is met again as an entry of `top`.
-        while empty_directory(top.as_fd(), top.as_fd(), 0)? {}
-        Ok(())
-    };
-    empty().at("empty", path)
+    open_directory(nix::fcntl::AT_FDCWD, path).and_then(|top| empty(top.as_fd())).at("empty", path)
+}
+
+/// As [`empty_tree`], for a directory that is open.
+pub(crate) fn empty(top: BorrowedFd<'_>) -> nix::Result<()> {
+    // What was moved up is met again as an entry of `top`.
+    while empty_directory(top, top, 0)? {}
+    Ok(())
 }
 
 const MAX_DEPTH: u32 = 64;
@@ -110,6 +128,25 @@ const MAX_DEPTH: u32 = 64;
 fn open_directory<P: ?Sized + nix::NixPath>(at: BorrowedFd<'_>, name: &P) -> nix::Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     openat(at, name, flags, Mode::empty())
+}
+
+/// Opens a directory of this user's, whatever its mode, such that it can be emptied.
+fn open_own_directory(at: BorrowedFd<'_>, name: &[u8]) -> nix::Result<OwnedFd> {
+    reclaim(at, name).map_err(|error| Errno::from_raw(error.raw_os_error()))
+}
+
+/// Removes what is no directory, or isn't there; false if it is a directory.
+fn unlink(at: BorrowedFd<'_>, name: &[u8]) -> nix::Result<bool> {
+    match unlinkat(at, name, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => Ok(true),
+        Err(Errno::EISDIR) => Ok(false),
+        Err(error @ Errno::EPERM) => {
+            let kind = fstatat(at, name, AtFlags::AT_SYMLINK_NOFOLLOW)?.st_mode;
+            let is_directory = SFlag::from_bits_truncate(kind) & SFlag::S_IFMT == SFlag::S_IFDIR;
+            if is_directory { Ok(false) } else { Err(error) }
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Empties a directory; true if something was moved up to `top` instead.
@@ -120,25 +157,19 @@ fn empty_directory(
 ) -> nix::Result<bool> {
     let mut moved = false;
     for name in entry_names(directory)? {
-        match unlinkat(directory, name.as_c_str(), UnlinkatFlags::NoRemoveDir) {
-            Ok(()) | Err(Errno::ENOENT) => continue,
-            Err(Errno::EISDIR | Errno::EPERM) => {}
-            Err(error) => return Err(error),
+        let name = name.as_bytes();
+        if unlink(directory, name)? {
+            continue;
         }
-        let kind = fstatat(directory, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW)?.st_mode;
-        if SFlag::from_bits_truncate(kind) & SFlag::S_IFMT != SFlag::S_IFDIR {
-            return Err(Errno::EPERM);
-        }
-        fchmodat(directory, name.as_c_str(), Mode::S_IRWXU, FchmodatFlags::FollowSymlink)?;
+        let child = open_own_directory(directory, name)?;
         if depth == MAX_DEPTH {
             let unique = CString::new(format!("{}-deep", temporary_name())).expect("no NUL in it");
-            renameat(directory, name.as_c_str(), top, unique.as_c_str())?;
+            renameat(directory, name, top, unique.as_c_str())?;
             moved = true;
             continue;
         }
-        let child = open_directory(directory, name.as_c_str())?;
         moved |= empty_directory(top, child.as_fd(), depth + 1)?;
-        unlinkat(directory, name.as_c_str(), UnlinkatFlags::RemoveDir)?;
+        unlinkat(directory, name, UnlinkatFlags::RemoveDir)?;
     }
     Ok(moved)
 }
@@ -156,6 +187,8 @@ fn entry_names(directory: BorrowedFd<'_>) -> nix::Result<Vec<CString>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]

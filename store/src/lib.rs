@@ -17,6 +17,8 @@ pub mod tree;
 pub mod cache;
 mod commit;
 pub mod compose;
+mod content;
+mod crew;
 mod db;
 mod error;
 mod files;
@@ -26,13 +28,16 @@ pub mod ingest;
 mod lock;
 pub mod manifest;
 mod materialise;
+mod open_tree;
 mod presence;
 mod roots;
 pub mod staged;
 mod store;
 mod upgrade;
+mod visit;
 
 pub use commit::Registration;
+pub use crew::{Crew, Tasks};
 pub use db::{History, Index, IndexError, Info, is_index_panic};
 pub use derivation::{
     Action, Advice, Build, Derivation, Fetch, FileExceptions, Format, Input, InputKey, Role, Stage,
@@ -46,7 +51,8 @@ pub use lock::{Lock, Scratch};
 pub use materialise::{BASE_LAYOUT, Materialised, Skeleton};
 pub use name::{Name, OutputName, RootName, Triple};
 pub use object::{Object, ObjectName, Permission, Reference, ReferenceKind};
+pub use open_tree::{Listed, OpenTree};
 pub use realisation::{Claim, Realisation, Route};
 pub use roots::Root;
 pub use store::{Access, FORMAT, Store};
-pub use tree::{Directory, Entry, TREE_TIME_SECONDS};
+pub use tree::{Directory, Entry, MAX_DEPTH, TREE_TIME_SECONDS};

@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use crate::digest::Digest;
-use crate::tree::{Directory, Entry};
+use crate::tree::{Directory, Entry, MAX_DEPTH};
 
 /// All directories of one tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -197,15 +197,29 @@ impl Listing {
             rest = tail;
         }
         // Every directory that is named must be there: nothing below may come as a surprise.
-        let mut missing = vec![root];
-        let mut seen = HashSet::new();
-        while let Some(digest) = missing.pop() {
-            if seen.insert(digest) {
-                let directory = directories
-                    .get(&digest)
-                    .ok_or_else(|| damaged(format!("the directory {digest} is not in it")))?;
-                missing.extend(directory.iter().rev_directories());
+        // They are gone through as deep as they lie in one another, so deep that whoever walks the
+        // tree later needs no care.
+        let mut depths: HashMap<Digest, usize> = HashMap::new();
+        let mut stack = vec![(root, false)];
+        while let Some((digest, below_is_done)) = stack.pop() {
+            if depths.contains_key(&digest) {
+                continue;
             }
+            let directory = directories
+                .get(&digest)
+                .ok_or_else(|| damaged(format!("the directory {digest} is not in it")))?;
+            let below = directory.iter().rev_directories();
+            if !below_is_done && !below.is_empty() {
+                stack.push((digest, true));
+                stack.extend(below.into_iter().map(|digest| (digest, false)));
+                continue;
+            }
+            let depth = 1 + below.iter().map(|digest| depths[digest]).max().unwrap_or(0);
+            if depth > MAX_DEPTH {
+                let reason = format!("directories lie in one another more than {MAX_DEPTH} deep");
+                return Err(damaged(reason));
+            }
+            depths.insert(digest, depth);
         }
         Ok(Listing { root, directories })
     }

@@ -4,25 +4,31 @@
 //! Files are copied (reflinked where the file system can), never linked: changing a root
 //! filesystem can't hurt the store, and a file's link count says nothing of who else uses it.
 
+use std::ffi::OsStr;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use nix::sys::stat::{UtimensatFlags, utimensat};
-use nix::sys::time::TimeSpec;
-use rayon::prelude::*;
+use rustix::fs::{AtFlags, Mode};
 
-use crate::compose::{Composition, Node, SYSROOT, Source};
+use crate::compose::{Composition, Kind, Node, SYSROOT, Source};
+use crate::content::{self, TREE_TIME};
+use crate::crew::{Crew, Tasks};
 use crate::derivation::Role;
 use crate::digest::{Digest, ObjectId};
 use crate::error::{IoContext, StoreError};
+use crate::ingest::{FILES_PER_TASK, create, finish_file};
 use crate::manifest::Manifest;
 use crate::object::{Object, ReferenceKind};
+use crate::open_tree::OpenTree;
 use crate::staged::StagedDirectory;
 use crate::store::Store;
-use crate::tree::{Entry, TREE_TIME_SECONDS};
+use crate::tree::Entry;
+use crate::visit::{Visit, join};
 
 /// Up to so many trees are layers of an overlay as they are; more are composed once into a cached
 /// tree, because every look-up visits every layer.
@@ -141,24 +147,25 @@ impl Store {
     /// The cached tree of a composition, made if there is none.
     pub fn composed(&self, composition: &Composition) -> Result<PathBuf, StoreError> {
         let path = self.directory("composed").join(composition.digest().to_string());
-        if path.is_dir() {
+        let is_there = || fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir());
+        if is_there() {
             return Ok(path);
         }
         let scratch = self.scratch()?;
         let staged = scratch.path().join("composed");
         fs::create_dir(&staged).at("create", &staged)?;
-        composition.write(&staged, Style::Frozen)?;
+        let tree = OpenTree::open(&staged)?;
+        composition.write(&tree, Style::Frozen)?;
         // It is trusted by its name from now on.
         self.committer.sync()?;
         let directory = self.directory("composed");
         fs::create_dir_all(&directory).at("create", &directory)?;
         match fs::rename(&staged, &path) {
             Ok(()) => {
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o555))
-                    .at("change", &path)?;
+                rustix::fs::fchmod(&tree, Mode::from_raw_mode(0o555)).at("change", &path)?;
             }
             // Another process was faster.
-            Err(_) if path.is_dir() => {}
+            Err(_) if is_there() => {}
             Err(error) => return Err(error).at("rename", &staged),
         }
         Ok(path)
@@ -193,21 +200,28 @@ impl Composition {
     /// Writes the composition as a root filesystem to `directory`, which must be empty or not be.
     ///
     /// It appears whole or not at all: it is written beside `directory`, synced if `synced` says so
-    /// (else a power cut may leave it without contents), and renamed.
+    /// (else a power cut may leave it without contents), and renamed. Every file is compared with
+    /// its digest on the way: of a damaged tree nothing is written ([`StoreError::Corrupt`]). When
+    /// `cancel` becomes true it ends soon.
     pub fn materialise(
         mut self,
         directory: &Path,
         synced: bool,
+        cancel: Option<&AtomicBool>,
     ) -> Result<Materialised, StoreError> {
         check_empty(directory)?;
         self.add_base_layout();
         let staging = StagedDirectory::beside(directory).at("write beside", directory)?;
-        let staged = staging.path();
-        let size_bytes = self.write(staged, Style::Rootfs)?;
-        let unapplied_permissions = self.apply_permissions(staged)?;
+        let tree = staging.tree();
+        let size_bytes = Writing::new(&self, tree, Style::Rootfs, cancel)?.run()?;
+        let unapplied_permissions = self.apply_permissions(tree)?;
         for path in STICKY {
-            let path = staged.join(path);
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o1777)).at("change", &path)?;
+            // Where an object has a link there, it leads wherever it leads.
+            if matches!(self.at(path), Some(Kind::Directory)) {
+                let made = tree.directory(path.as_bytes());
+                made.and_then(|it| rustix::fs::fchmod(it, Mode::from_raw_mode(0o1777)))
+                    .at("change", &tree.path().join(path))?;
+            }
         }
         let placed =
             if synced { staging.place_synced(directory) } else { staging.place(directory) };
@@ -215,81 +229,15 @@ impl Composition {
         Ok(Materialised { digest: self.digest(), size_bytes, unapplied_permissions })
     }
 
-    /// Writes the composition to the empty directory `to`.
-    fn write(&self, to: &Path, style: Style) -> Result<u64, StoreError> {
-        let size_bytes = self.write_node(self.root(), Path::new(""), to, style)?;
-        finish_directory(to, Style::Rootfs)?;
-        Ok(size_bytes)
-    }
-
-    fn write_node(
-        &self,
-        node: &Node,
-        path: &Path,
-        to: &Path,
-        style: Style,
-    ) -> Result<u64, StoreError> {
-        self.expand(node)
-            .into_iter()
-            .collect::<Vec<_>>()
-            .into_par_iter()
-            .map(|(name, node)| {
-                let path = path.join(std::ffi::OsStr::from_bytes(&name));
-                let made = to.join(&path);
-                match &node {
-                    Node::Entry(entry, source) => {
-                        self.write_entry(entry, *source, &path, &made, style)
-                    }
-                    node => {
-                        fs::create_dir(&made).at("create", &made)?;
-                        let size_bytes = self.write_node(node, &path, to, style)?;
-                        finish_directory(&made, style)?;
-                        Ok(size_bytes)
-                    }
-                }
-            })
-            .sum()
-    }
-
-    fn write_entry(
-        &self,
-        entry: &Entry,
-        source: Source,
-        path: &Path,
-        made: &Path,
-        style: Style,
-    ) -> Result<u64, StoreError> {
-        let size_bytes = match (entry, source) {
-            (Entry::Symlink { target }, _) => {
-                let target = std::ffi::OsStr::from_bytes(target);
-                std::os::unix::fs::symlink(target, made).at("create", made)?;
-                0
-            }
-            (_, Source::Literal(bytes)) => {
-                fs::write(made, bytes).at("write", made)?;
-                bytes.len() as u64
-            }
-            (_, Source::Provider(index)) => {
-                fs::copy(self.providers()[index].file(path), made).at("copy to", made)?
-            }
-        };
-        if let Entry::File { executable, .. } = entry {
-            let mode = match (style, executable) {
-                (Style::Frozen, false) => 0o444,
-                (Style::Frozen, true) => 0o555,
-                (Style::Rootfs, false) => 0o644,
-                (Style::Rootfs, true) => 0o755,
-            };
-            fs::set_permissions(made, fs::Permissions::from_mode(mode)).at("change", made)?;
-        }
-        set_time(made)?;
-        Ok(size_bytes)
+    /// Writes the composition to an empty directory.
+    fn write(&self, to: &OpenTree, style: Style) -> Result<u64, StoreError> {
+        Writing::new(self, to, style, None)?.run()
     }
 
     /// Applies declared modes and owners, and returns those that this user can't apply.
-    fn apply_permissions(&self, root: &Path) -> Result<Vec<String>, StoreError> {
-        let (users, groups) =
-            (numbers(&root.join("etc/passwd"))?, numbers(&root.join("etc/group"))?);
+    fn apply_permissions(&self, root: &OpenTree) -> Result<Vec<String>, StoreError> {
+        let users = self.numbers(root, "etc/passwd")?;
+        let groups = self.numbers(root, "etc/group")?;
         let number = |names: &[(String, u32)], name: &str| {
             let known = names.iter().find(|(known, _)| known == name).map(|(_, number)| *number);
             known.or_else(|| name.parse().ok())
@@ -297,45 +245,234 @@ impl Composition {
         let mut unapplied = Vec::new();
         for provider in self.providers() {
             for (path, permission) in &provider.permissions {
-                let file = root.join(&provider.at).join(path.trim_start_matches('/'));
-                // What is reached through a link may lie outside the root.
-                if !is_plain(root, &file)? {
-                    unapplied.push(format!("{path} {permission}"));
-                    continue;
-                }
+                let file = provider.at.join(path.trim_start_matches('/'));
+                let file = file.to_string_lossy();
                 let owner =
                     number(&users, &permission.user).zip(number(&groups, &permission.group));
-                let (Some((user, group)), true) = (owner, nix::unistd::geteuid().is_root()) else {
+                // What is reached through a link may lie outside the root.
+                let opened = match self.at(&file) {
+                    Some(Kind::Directory) => root.directory(file.as_bytes()).map(Some),
+                    Some(Kind::File { .. }) => {
+                        root.file(file.as_bytes()).map(|(file, _)| Some(file.into()))
+                    }
+                    None => Ok(None),
+                };
+                let path_of_it = root.path_of(file.as_bytes());
+                let opened = opened.at("open", &path_of_it)?;
+                let is_root = nix::unistd::geteuid().is_root();
+                let (Some((user, group)), Some(opened), true) = (owner, opened, is_root) else {
                     unapplied.push(format!("{path} {permission}"));
                     continue;
                 };
-                std::os::unix::fs::lchown(&file, Some(user), Some(group)).at("change", &file)?;
-                let mode = fs::Permissions::from_mode(u32::from(permission.mode));
-                fs::set_permissions(&file, mode).at("change", &file)?;
+                let mode = Mode::from_raw_mode(permission.mode.into());
+                nix::unistd::fchown(&opened, Some(user.into()), Some(group.into()))
+                    .at("change", &path_of_it)?;
+                rustix::fs::fchmod(&opened, mode).at("change", &path_of_it)?;
             }
         }
         Ok(unapplied)
     }
-}
 
-/// Whether neither `file` nor any directory between it and `root` is a symlink.
-fn is_plain(root: &Path, file: &Path) -> Result<bool, StoreError> {
-    for path in file.ancestors().take_while(|path| *path != root) {
-        if fs::symlink_metadata(path).at("read", path)?.is_symlink() {
-            return Ok(false);
+    /// Names and numbers of the root's `/etc/passwd` or `/etc/group`: fields 1 and 3. None if
+    /// there is no ordinary file, which is all that can be read without following anything.
+    fn numbers(&self, root: &OpenTree, path: &str) -> Result<Vec<(String, u32)>, StoreError> {
+        const MAX_BYTES: u64 = 1 << 20;
+        if !matches!(self.at(path), Some(Kind::File { size_bytes: ..=MAX_BYTES })) {
+            return Ok(Vec::new());
         }
+        let mut text = Vec::new();
+        let (file, _) = root.file(path.as_bytes()).at("open", &root.path().join(path))?;
+        file.take(MAX_BYTES).read_to_end(&mut text).at("read", &root.path().join(path))?;
+        let parse = |line: &str| {
+            let mut fields = line.split(':');
+            Some((fields.next()?.to_owned(), fields.nth(1)?.parse().ok()?))
+        };
+        Ok(String::from_utf8_lossy(&text).lines().filter_map(parse).collect())
     }
-    Ok(true)
 }
 
-/// Names and numbers of `/etc/passwd` or `/etc/group`: fields 1 and 3.
-fn numbers(path: &Path) -> Result<Vec<(String, u32)>, StoreError> {
-    let text = fs::read_to_string(path).at("read", path)?;
-    let parse = |line: &str| {
-        let mut fields = line.split(':');
-        Some((fields.next()?.to_owned(), fields.nth(1)?.parse().ok()?))
-    };
-    Ok(text.lines().filter_map(parse).collect())
+/// A composition on its way to a directory.
+struct Writing<'a> {
+    composition: &'a Composition,
+    to: &'a OpenTree,
+    style: Style,
+    cancel: Option<&'a AtomicBool>,
+    /// The store's trees; none if no provider has any part in it.
+    trees: Option<OpenTree>,
+    size_bytes: AtomicU64,
+}
+
+/// What there is to write.
+enum Task {
+    /// A directory, which is there, and what it is to hold.
+    Directory(Arc<Visit<()>>, Node),
+    /// Files and symlinks in a directory.
+    Files(Arc<Opened>, Vec<(Box<[u8]>, Entry, Source)>),
+}
+
+/// A directory whose files are being written.
+struct Opened {
+    visit: Arc<Visit<()>>,
+    directory: OwnedFd,
+}
+
+impl<'a> Writing<'a> {
+    fn new(
+        composition: &'a Composition,
+        to: &'a OpenTree,
+        style: Style,
+        cancel: Option<&'a AtomicBool>,
+    ) -> Result<Writing<'a>, StoreError> {
+        let first = composition.providers().first();
+        let trees = first.and_then(|provider| provider.path.parent());
+        // Where its owner has put them is the store's business.
+        let open = |trees: &Path| OpenTree::open(&trees.canonicalize().at("open", trees)?);
+        let trees = trees.map(open).transpose()?;
+        Ok(Writing { composition, to, style, cancel, trees, size_bytes: AtomicU64::new(0) })
+    }
+
+    /// Writes everything; the sum of the files' lengths.
+    fn run(self) -> Result<u64, StoreError> {
+        let read: Vec<&OpenTree> = self.trees.iter().collect();
+        let top = Task::Directory(Visit::top(()), self.composition.root().clone());
+        Crew::new(&read, &[self.to])?.run(vec![top], |task, tasks| self.work(task, tasks))?;
+        Ok(self.size_bytes.into_inner())
+    }
+
+    fn work(&self, task: Task, tasks: &Tasks<'_, Task>) -> Result<(), StoreError> {
+        if self.is_cancelled() {
+            return Err(StoreError::Cancelled);
+        }
+        let opened = match task {
+            Task::Directory(visit, node) => self.directory(visit, &node, tasks)?,
+            Task::Files(opened, files) => {
+                self.files(&opened, files)?;
+                opened
+            }
+        };
+        opened.visit.end(|visit| {
+            let again;
+            let made = if std::ptr::eq(visit, &*opened.visit) {
+                &opened.directory
+            } else {
+                again = self.to.directory(&visit.path).at("open", &self.path(&visit.path))?;
+                &again
+            };
+            // The top one can still be renamed to another parent.
+            let frozen = self.style == Style::Frozen && visit.parent().is_some();
+            let mode = Mode::from_raw_mode(if frozen { 0o555 } else { 0o755 });
+            rustix::fs::fchmod(made, mode)
+                .and_then(|()| rustix::fs::futimens(made, &TREE_TIME))
+                .at("change", &self.path(&visit.path))
+        })
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancel.is_some_and(|cancel| cancel.load(Ordering::Relaxed))
+    }
+
+    /// Makes what is in a directory: directories, some of the files; the rest is left to others.
+    fn directory(
+        &self,
+        visit: Arc<Visit<()>>,
+        node: &Node,
+        tasks: &Tasks<'_, Task>,
+    ) -> Result<Arc<Opened>, StoreError> {
+        let directory = self.to.directory(&visit.path).at("open", &self.path(&visit.path))?;
+        let opened = Arc::new(Opened { visit, directory });
+        let visit = &opened.visit;
+        let (mut directories, mut files) = (Vec::new(), Vec::new());
+        for (name, node) in self.composition.expand(node) {
+            match node {
+                Node::Entry(entry, source) => files.push((name, entry, source)),
+                node => {
+                    rustix::fs::mkdirat(&opened.directory, &*name, Mode::RWXU)
+                        .at("create", &self.path(&join(&visit.path, &name)))?;
+                    directories.push(Task::Directory(visit.below(&name, ()), node));
+                }
+            }
+        }
+        let mut rest = files.split_off(files.len().min(FILES_PER_TASK));
+        visit.add_pending(rest.len().div_ceil(FILES_PER_TASK));
+        directories.into_iter().for_each(|task| tasks.add(task));
+        while !rest.is_empty() {
+            let later = rest.split_off(rest.len().min(FILES_PER_TASK));
+            tasks.add(Task::Files(Arc::clone(&opened), std::mem::replace(&mut rest, later)));
+        }
+        self.files(&opened, files)?;
+        Ok(opened)
+    }
+
+    fn files(
+        &self,
+        opened: &Opened,
+        files: Vec<(Box<[u8]>, Entry, Source)>,
+    ) -> Result<(), StoreError> {
+        let directory = opened.directory.as_fd();
+        for (name, entry, source) in files {
+            let path = join(&opened.visit.path, &name);
+            match entry {
+                Entry::Symlink { target } => rustix::fs::symlinkat(&*target, directory, &*name)
+                    .and_then(|()| {
+                        let flags = AtFlags::SYMLINK_NOFOLLOW;
+                        rustix::fs::utimensat(directory, &*name, &TREE_TIME, flags)
+                    })
+                    .at("create", &self.path(&path))?,
+                Entry::File { digest, executable, .. } => {
+                    self.file(directory, &name, &path, (digest, executable, source))?;
+                }
+                Entry::Directory { .. } => unreachable!("a directory is a node of its own"),
+            }
+        }
+        Ok(())
+    }
+
+    fn file(
+        &self,
+        directory: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        (digest, executable, source): (Digest, bool, Source),
+    ) -> Result<(), StoreError> {
+        let made = self.path(path);
+        let mut to = create(directory, name).at("create", &made)?;
+        let size_bytes = match source {
+            Source::Literal(bytes) => {
+                to.write_all(bytes).at("write", &made)?;
+                bytes.len() as u64
+            }
+            Source::Provider(index) => {
+                let trees = self.trees.as_ref().expect("a provider has its tree there");
+                let provider = &self.composition.providers()[index];
+                let place = provider.file(Path::new(OsStr::from_bytes(path)));
+                let below = place.strip_prefix(provider.path.parent().unwrap_or(&place));
+                let below = below.unwrap_or(&place).as_os_str().as_bytes();
+                let (mut from, stat) = trees.file(below).at("open", &place)?;
+                let (found, size_bytes) = content::copy(&mut from, &stat, &mut to, self.cancel)
+                    .map_err(|error| match self.is_cancelled() {
+                        true => StoreError::Cancelled,
+                        false => Err::<(), _>(error).at("copy to", &made).expect_err("it is one"),
+                    })?;
+                if found != digest {
+                    return Err(StoreError::Corrupt { path: place, expected: digest, found });
+                }
+                size_bytes
+            }
+        };
+        self.size_bytes.fetch_add(size_bytes, Ordering::Relaxed);
+        let mode = match (self.style, executable) {
+            (Style::Frozen, false) => 0o444,
+            (Style::Frozen, true) => 0o555,
+            (Style::Rootfs, false) => 0o644,
+            (Style::Rootfs, true) => 0o755,
+        };
+        finish_file(&to, mode).at("change", &made)
+    }
+
+    /// Where something is written, for messages.
+    fn path(&self, below: &[u8]) -> PathBuf {
+        self.to.path_of(below)
+    }
 }
 
 fn check_empty(directory: &Path) -> Result<(), StoreError> {
@@ -349,18 +486,6 @@ fn check_empty(directory: &Path) -> Result<(), StoreError> {
         Err(error) if error.kind() == ErrorKind::NotADirectory => Err(not_empty()),
         Err(error) => Err(error).at("list", directory),
     }
-}
-
-fn finish_directory(path: &Path, style: Style) -> Result<(), StoreError> {
-    let mode = if style == Style::Frozen { 0o555 } else { 0o755 };
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).at("change", path)?;
-    set_time(path)
-}
-
-fn set_time(path: &Path) -> Result<(), StoreError> {
-    let time = TimeSpec::new(TREE_TIME_SECONDS, 0);
-    let at = nix::fcntl::AT_FDCWD;
-    utimensat(at, path, &time, &time, UtimensatFlags::NoFollowSymlink).at("change", path)
 }
 
 impl crate::compose::Provider {

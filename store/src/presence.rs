@@ -19,11 +19,11 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::commit::Registration;
+use crate::content;
 use crate::db::Info;
 use crate::digest::{Digest, ObjectId};
 use crate::error::{IoContext, StoreError};
 use crate::files;
-use crate::ingest;
 use crate::listing::Listing;
 use crate::object::{Object, ReferenceKind};
 use crate::store::Store;
@@ -248,7 +248,8 @@ fn hash_directory(path: &Path) -> Result<(Directory, Vec<Directory>), StoreError
             } else if metadata.is_file() {
                 let executable = metadata.permissions().mode() & 0o111 != 0;
                 let mut file = files::open_plain(&path).at("open", &path)?;
-                let hashed = ingest::hash(&mut file, metadata.len(), &mut |_| Ok(()));
+                let stat = rustix::fs::fstat(&file).at("read", &path)?;
+                let hashed = content::hash(&mut file, &stat, None);
                 let (digest, size_bytes) = hashed.at("read", &path)?;
                 (Entry::File { digest, size_bytes, executable }, Vec::new())
             } else {
@@ -272,8 +273,9 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
-    use crate::ingest::Rules;
+    use crate::ingest::{self, Rules};
     use crate::object::Reference;
+    use crate::open_tree::OpenTree;
     use crate::store::Access;
 
     fn open(directory: &tempfile::TempDir, access: Access) -> Store {
@@ -286,7 +288,9 @@ mod tests {
         let tree = scratch.path().join("tree");
         fs::create_dir(&tree).expect("created");
         fs::write(tree.join(name), "text").expect("written");
-        let listing = Arc::new(ingest::take(&tree, Rules::default()).expect("taken"));
+        let listing = Arc::new(
+            ingest::take(&OpenTree::open(&tree).expect("opened"), Rules::default()).expect("taken"),
+        );
         let reference =
             |object: &&Object| Reference { kind: ReferenceKind::Run, object: object.id() };
         let object = Object {

@@ -9,12 +9,16 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
 use tempfile::TempPath;
 
 use crate::files;
+use crate::open_tree::{self, OpenTree};
 
 /// What the names of staged files begin with, and those of directories have after their place's.
 const PREFIX: &str = ".srp-";
@@ -94,56 +98,78 @@ impl Staged {
 /// is dropped before it has that.
 #[derive(Debug)]
 pub struct StagedDirectory {
-    path: PathBuf,
+    /// What it lies in.
+    parent: OwnedFd,
+    name: OsString,
+    tree: OpenTree,
     /// None if the file system has no locks.
     _held: Option<File>,
 }
 
+/// Others may be able to write to the directory that it lies in. So it is made and opened once,
+/// and what happens to it happens by its descriptor; nothing is removed or renamed that isn't this
+/// very directory.
 impl StagedDirectory {
-    /// A new one for `place`. Those that killed processes left of the same place are removed.
+    /// A new one for `place`. Those that killed processes left of the same place are removed, but
+    /// not where others may rename this user's directories.
     ///
     /// # Errors
     /// What the system says.
     pub fn beside(place: &Path) -> io::Result<StagedDirectory> {
-        let parent = directory_of(place);
+        let above = directory_of(place);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let parent = rustix::fs::open(above, flags, Mode::empty())?;
         let mut prefix = OsString::from(".");
         prefix.push(place.file_name().unwrap_or_default());
         prefix.push(PREFIX);
-        for entry in fs::read_dir(parent)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            if name.as_encoded_bytes().starts_with(prefix.as_encoded_bytes())
-                && let Ok(Some(_held)) = hold(&entry.path())
-            {
-                files::remove_tree(&entry.path()).map_err(io::Error::other)?;
-            }
-        }
+        remove_leftovers(&parent, above, &prefix)?;
         loop {
-            let made = tempfile::Builder::new()
-                .prefix(&prefix)
-                .rand_bytes(16)
-                .permissions(Permissions::from_mode(0o755))
-                .tempdir_in(parent)?;
-            let path = made.keep();
-            match hold(&path) {
+            let mut random = [0; 16];
+            getrandom::fill(&mut random).map_err(io::Error::other)?;
+            let mut name = prefix.clone();
+            name.push(random.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+            rustix::fs::mkdirat(&parent, &name, Mode::RWXU)?;
+            let made = open_tree::open_directory(parent.as_fd(), name.as_encoded_bytes())?;
+            // Whoever may write there could have put something else in its place meanwhile: an
+            // empty directory of this user's is as good.
+            let is_ours = rustix::fs::fstat(&made)?.st_uid == nix::unistd::geteuid().as_raw();
+            if !is_ours || !open_tree::list(made.as_fd())?.is_empty() {
+                return Err(replaced());
+            }
+            rustix::fs::fchmod(&made, Mode::from_raw_mode(0o755))?;
+            let tree = OpenTree::new(made, above.join(&name));
+            match hold(&tree) {
                 // Somebody sweeps, and takes it for a leftover.
                 Ok(None) => {}
-                held => return Ok(StagedDirectory { path, _held: held.ok().flatten() }),
+                held => {
+                    let _held = held.ok().flatten();
+                    return Ok(StagedDirectory { parent, name, tree, _held });
+                }
             }
         }
     }
 
     /// Where it is until it has its place.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.tree.path()
     }
 
-    /// Renames it to `place`, where nothing may be but an empty directory.
+    /// The directory itself.
+    pub(crate) fn tree(&self) -> &OpenTree {
+        &self.tree
+    }
+
+    /// Renames it to `place`, which lies beside it, and where nothing may be but an empty directory.
     ///
     /// # Errors
     /// What the system says; nothing is left then.
     pub fn place(self, place: &Path) -> io::Result<()> {
-        fs::rename(&self.path, place)
+        let to = place.file_name().unwrap_or_default();
+        if !self.is_at(&self.name) {
+            return Err(replaced());
+        }
+        rustix::fs::renameat(&self.parent, &self.name, &self.parent, to)?;
+        if self.is_at(to) { Ok(()) } else { Err(replaced()) }
     }
 
     /// As [`place`](StagedDirectory::place), after all that is in it has reached the disk; its name
@@ -152,36 +178,81 @@ impl StagedDirectory {
     /// # Errors
     /// What the system says.
     pub fn place_synced(self, place: &Path) -> io::Result<()> {
-        nix::unistd::syncfs(File::open(&self.path)?)?;
+        rustix::fs::syncfs(&self.tree)?;
+        let parent = self.parent.try_clone()?;
         self.place(place)?;
-        File::open(directory_of(place))?.sync_all()
+        Ok(rustix::fs::fsync(parent)?)
+    }
+
+    /// Whether it is what has this name.
+    fn is_at(&self, name: &OsStr) -> bool {
+        let there = open_tree::stat(self.parent.as_fd(), name.as_encoded_bytes());
+        let ours = rustix::fs::fstat(&self.tree);
+        there.is_ok_and(|there| {
+            ours.is_ok_and(|ours| (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino))
+        })
     }
 }
 
 impl Drop for StagedDirectory {
     fn drop(&mut self) {
-        // There is nothing of this name when it has its place.
-        if let Err(error) = files::remove_tree(&self.path) {
+        // When it has its place, or somebody else has taken its name, there is nothing to remove.
+        if !self.is_at(&self.name) {
+            return;
+        }
+        let remove = || {
+            files::empty(self.tree.as_fd())?;
+            let flags = nix::unistd::UnlinkatFlags::RemoveDir;
+            nix::unistd::unlinkat(&self.parent, &*self.name, flags)
+        };
+        if let Err(error) = remove() {
             tracing::warn!(%error, "a directory that was begun stays behind");
         }
     }
 }
 
-/// Locks a directory; none if it is none, if it is gone, or if somebody has it locked.
+/// Locks a directory; none if somebody has it locked.
 ///
 /// # Errors
 /// The file system has no locks.
-fn hold(directory: &Path) -> io::Result<Option<File>> {
-    let Ok(file) = files::open_plain(directory) else { return Ok(None) };
-    if !file.metadata()?.is_dir() {
-        return Ok(None);
-    }
+fn hold(directory: &OpenTree) -> io::Result<Option<File>> {
+    let file = File::from(directory.as_fd().try_clone_to_owned()?);
     match file.try_lock() {
-        // It may have been removed between opening and locking.
-        Ok(()) => Ok(directory.is_dir().then_some(file)),
+        Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error),
     }
+}
+
+/// Removes what killed processes left. Where others may rename this user's directories, one that
+/// has such a name need not be a leftover: there everything stays.
+fn remove_leftovers(parent: &OwnedFd, path: &Path, prefix: &OsStr) -> io::Result<()> {
+    let user = nix::unistd::geteuid().as_raw();
+    let stat = rustix::fs::fstat(parent)?;
+    let (open, sticky) = (stat.st_mode & 0o022 != 0, stat.st_mode & 0o1000 != 0);
+    if ![0, user].contains(&stat.st_uid) || (open && !sticky) {
+        return Ok(());
+    }
+    for entry in open_tree::list(parent.as_fd())? {
+        if !entry.name.starts_with(prefix.as_encoded_bytes()) {
+            continue;
+        }
+        let path = path.join(OsStr::from_bytes(&entry.name));
+        let Ok(directory) = open_tree::open_directory(parent.as_fd(), &entry.name) else {
+            continue;
+        };
+        let left = OpenTree::new(directory, path);
+        if rustix::fs::fstat(&left)?.st_uid == user
+            && let Ok(Some(_held)) = hold(&left)
+        {
+            files::remove_at(parent.as_fd(), &entry.name)?;
+        }
+    }
+    Ok(())
+}
+
+fn replaced() -> io::Error {
+    io::Error::other("somebody else replaced it meanwhile")
 }
 
 impl Write for Staged {

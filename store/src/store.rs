@@ -418,6 +418,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::OpenTree;
     use crate::commit::Registration;
     use crate::ingest::{self, Rules};
     use crate::object::{Object, Reference};
@@ -436,7 +437,9 @@ mod tests {
             fs::create_dir_all(path.parent().expect("a parent")).expect("created");
             fs::write(path, text).expect("written");
         }
-        let listing = Arc::new(ingest::take(&tree, Rules::default()).expect("taken"));
+        let listing = Arc::new(
+            ingest::take(&OpenTree::open(&tree).expect("opened"), Rules::default()).expect("taken"),
+        );
         let object = Object {
             name: name.parse().expect("a name"),
             tree: listing.digest(),
@@ -472,7 +475,7 @@ mod tests {
         let composition = store.compose_object(&tool, ReferenceKind::RUN).expect("composed");
         let located = composition.locate("/usr/lib/../lib/libc.so").expect("located");
         assert_eq!(located.provider.expect("provided").object, libc.path_name());
-        let written = composition.materialise(&root, true).expect("written");
+        let written = composition.materialise(&root, true, None).expect("written");
         assert_eq!(fs::read_link(root.join("bin")).expect("a link"), Path::new("usr/bin"));
         assert_eq!(fs::read_to_string(root.join("lib/libc.so")).expect("readable"), "c");
         let again = ingest::copy(&root, &directory.path().join("copy"), Rules::default());
@@ -483,7 +486,10 @@ mod tests {
         let again = ingest::copy(&root, &directory.path().join("copy2"), Rules::default());
         assert_eq!(again.expect("copied").digest(), written.digest);
         let composition = store.compose_object(&tool, ReferenceKind::RUN).expect("composed");
-        assert!(matches!(composition.materialise(&root, true), Err(StoreError::NotEmpty { .. })));
+        assert!(matches!(
+            composition.materialise(&root, true, None),
+            Err(StoreError::NotEmpty { .. })
+        ));
     }
 
     #[test]

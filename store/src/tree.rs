@@ -22,6 +22,10 @@ use crate::digest::{Digest, Domain};
 /// 1970. It is in no digest. Zip archives hold no time before 1980, and hold local times, so that it
 /// must not be the first day of that year.
 pub const TREE_TIME_SECONDS: i64 = 315_619_200;
+/// As many directories may lie in one another, the top one counted: a path has no more names than
+/// that. What walks trees may recurse so deep, and whatever lets trees in refuses deeper ones: a
+/// builder or an archive could nest them more deeply than any stack holds frames.
+pub const MAX_DEPTH: usize = 256;
 
 /// One directory: names in byte order, each once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use serde_json::Value;
+use srp_store::OpenTree;
 use srp_store::cache::{Sealed, SecretKey, Statement};
 use srp_store::ingest::{self, Rules};
 use srp_store::{
@@ -108,7 +109,8 @@ fn tamper(at: &Path, hash: &StaticHash, path: &str, content: &str) {
     }
     fs::write(&file, content).unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o444)).unwrap();
-    let listing = Arc::new(ingest::take(&tree, Rules::default()).unwrap());
+    let listing =
+        Arc::new(ingest::take(&OpenTree::open(&tree).unwrap(), Rules::default()).unwrap());
     let object = Object { tree: listing.digest(), ..info.object };
     let outputs: BTreeMap<_, _> = [(OutputName::out(), object.id())].into();
     let route = store.realisation(&claim.resolved).unwrap().unwrap().route;

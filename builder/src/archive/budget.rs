@@ -148,9 +148,14 @@ impl<'a> Budget<'a> {
         budget
     }
 
+    /// Whether the caller has cancelled.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+
     /// Fails once it was cancelled, or takes too long. To be asked wherever input decides how often.
     pub(crate) fn check(&self) -> io::Result<()> {
-        if self.cancel.is_cancelled() {
+        if self.is_cancelled() {
             return Err(cancelled());
         }
         if self.began.elapsed() > TIME {

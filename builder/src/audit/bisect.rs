@@ -327,8 +327,7 @@ impl Auditor<'_> {
             match moved {
                 Ok(()) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
-                    let rules = Rules { permissions: None, drop_shared: false };
-                    ingest::copy(tree, &place, rules)?;
+                    ingest::copy(tree, &place, Rules::default())?;
                 }
                 Err(error) => return Err(failed("keep", &place)(error)),
             }

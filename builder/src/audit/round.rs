@@ -176,9 +176,13 @@ fn says_something(cause: &FailureCause) -> bool {
                 source: StoreError::FileType { .. }
                     | StoreError::Mode { .. }
                     | StoreError::NoSuchFile { .. }
-                    | StoreError::TooLong { .. },
+                    | StoreError::TooLong { .. }
+                    | StoreError::TooDeep { .. }
+                    | StoreError::TooLarge { .. }
+                    | StoreError::TooMany { .. },
                 ..
             }
+            | FailureCause::NotADirectory { .. }
             | FailureCause::Empty { .. }
             | FailureCause::Reserved { .. }
     )

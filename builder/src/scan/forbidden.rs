@@ -8,12 +8,9 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 use memchr::memmem::Finder;
-use rayon::prelude::*;
+use srp_store::{OpenTree, StoreError};
 
 use super::{ScanError, containers, walk};
 use crate::archive::{Budget, Exceeded, LargeFiles};
@@ -54,10 +51,10 @@ impl fmt::Display for Occurrence {
     }
 }
 
-/// Searches every file below `tree` for every one of `needles`, but those that `allowed` says of by their
-/// paths in the tree. The result is sorted.
+/// Searches every file of `tree` for every one of `needles`, but those that `allowed` says of by
+/// their paths in the tree. The result is sorted.
 pub fn forbidden(
-    tree: &Path,
+    tree: &OpenTree,
     needles: &[&str],
     allowed: &(dyn Fn(&str) -> bool + Sync),
     cancel: &CancelToken,
@@ -68,31 +65,26 @@ pub fn forbidden(
     }
     let needles = Needles::new(&needles);
     let shared = LargeFiles::new(OUTPUT_LIMIT_BYTES);
-    let found: Result<Vec<Vec<Occurrence>>, ScanError> = walk::walk(tree)?
-        .into_par_iter()
-        .filter(|entry| !allowed(&entry.name))
-        .map(|entry| {
-            if cancel.is_cancelled() {
-                return Err(ScanError::Cancelled);
-            }
-            let budget = Budget::one_of(&shared, cancel, MEMORY_LIMIT_BYTES, UNPACKED_LIMIT_BYTES);
-            let hits = match entry.kind {
-                walk::Kind::Regular => search_file(&entry, Search::new(&needles, budget))?,
-                walk::Kind::Symlink => search_symlink(&entry, &needles)?,
-            };
-            let occurrence = |hit: Hit| Occurrence {
-                file: entry.name.clone(),
-                needle: needles.texts[hit.needle].to_owned(),
-                offset: hit.offset,
-                inside: hit.inside,
-            };
-            Ok(hits.into_iter().map(occurrence).collect())
-        })
-        .collect();
-    if cancel.is_cancelled() {
-        return Err(ScanError::Cancelled);
-    }
-    let mut occurrences: Vec<Occurrence> = found?.into_iter().flatten().collect();
+    let mut occurrences = super::each(tree, cancel, |entry| {
+        if allowed(&entry.name) {
+            return Ok(Vec::new());
+        }
+        let budget = Budget::one_of(&shared, cancel, MEMORY_LIMIT_BYTES, UNPACKED_LIMIT_BYTES);
+        let hits = match entry.kind {
+            walk::Kind::Regular => search_file(tree, entry, Search::new(&needles, budget))?,
+            walk::Kind::Symlink => search_symlink(tree, entry, &needles)?,
+        };
+        if cancel.is_cancelled() {
+            return Err(StoreError::Cancelled.into());
+        }
+        let occurrence = |hit: Hit| Occurrence {
+            file: entry.name.clone(),
+            needle: needles.texts[hit.needle].to_owned(),
+            offset: hit.offset,
+            inside: hit.inside,
+        };
+        Ok(hits.into_iter().map(occurrence).collect())
+    })?;
     occurrences.sort_unstable();
     occurrences.dedup();
     Ok(occurrences)
@@ -185,18 +177,24 @@ impl<'a> Search<'a> {
     }
 }
 
-fn search_file(entry: &walk::Found, search: Search<'_>) -> Result<Vec<Hit>, ScanError> {
-    let Some((file, metadata)) = walk::open(&entry.path)? else {
-        return Ok(Vec::new());
-    };
-    let searched = containers::search_file(&search, file, metadata.size());
+fn search_file(
+    tree: &OpenTree,
+    entry: &walk::Found,
+    search: Search<'_>,
+) -> Result<Vec<Hit>, ScanError> {
+    let unreadable = |error| walk::unreadable(tree, &entry.path, error);
+    let (file, stat) = tree.file(&entry.path).map_err(|e| unreadable(io::Error::from(e)))?;
+    let searched = containers::search_file(&search, file, stat.st_size as u64);
     if let Err(error) = &searched {
         search.failed(error);
     }
     if let Some(source) = search.exceeded.borrow_mut().take() {
         return Err(ScanError::Limit { file: entry.name.clone(), source });
     }
-    searched.map_err(|source| ScanError::Read { path: entry.path.clone(), source })?;
+    if search.budget.is_cancelled() {
+        return Err(StoreError::Cancelled.into());
+    }
+    searched.map_err(unreadable)?;
     if search.too_deep.get() {
         let limit = containers::DEPTH_LIMIT;
         return Err(ScanError::NestedTooDeep { file: entry.name.clone(), limit });
@@ -204,11 +202,15 @@ fn search_file(entry: &walk::Found, search: Search<'_>) -> Result<Vec<Hit>, Scan
     Ok(search.hits.take())
 }
 
-fn search_symlink(entry: &walk::Found, needles: &Needles<'_>) -> Result<Vec<Hit>, ScanError> {
-    let target = std::fs::read_link(&entry.path)
-        .map_err(|source: io::Error| ScanError::Read { path: entry.path.clone(), source })?;
+fn search_symlink(
+    tree: &OpenTree,
+    entry: &walk::Found,
+    needles: &Needles<'_>,
+) -> Result<Vec<Hit>, ScanError> {
+    let target =
+        tree.link(&entry.path).map_err(|error| walk::unreadable(tree, &entry.path, error))?;
     let mut found = vec![None; needles.len()];
-    needles.find(target.as_os_str().as_bytes(), 0, &mut found);
+    needles.find(&target, 0, &mut found);
     let hit = |(needle, offset): (usize, Option<u64>)| {
         Some(Hit { needle, offset: offset?, inside: None })
     };

@@ -21,8 +21,8 @@ fn never() -> CancelToken {
     CancelToken::new().expect("a descriptor")
 }
 
-fn everywhere(tree: &Path, needles: &[&str]) -> Result<Vec<Occurrence>, ScanError> {
-    forbidden(tree, needles, &|_| false, &never())
+fn everywhere(tree: &std::path::Path, needles: &[&str]) -> Result<Vec<Occurrence>, ScanError> {
+    forbidden(&OpenTree::open(tree).unwrap(), needles, &|_| false, &never())
 }
 
 /// What is found in one file of these bytes, as messages.
@@ -284,7 +284,8 @@ fn what_decoders_may_hold_is_bounded() {
         assert!(matches!(error, ScanError::Limit { .. }), "{name}: {error}");
         assert!(error.hints()[0].contains("allow_sandbox_paths = {\"f\": "), "{name}: {error}");
         // And by the file's name it is let alone.
-        assert_eq!(forbidden(tree.path(), NEEDLES, &|file| file == "f", &never()).unwrap(), []);
+        let open = OpenTree::open(tree.path()).unwrap();
+        assert_eq!(forbidden(&open, NEEDLES, &|file| file == "f", &never()).unwrap(), []);
     }
     // lzip's largest is what its tool takes.
     assert_eq!(found(&lzip), [""; 0]);
@@ -299,7 +300,8 @@ fn a_search_that_is_cancelled_ends_at_once() {
     let error = std::thread::scope(|scope| {
         let search = scope.spawn(|| {
             let began = std::time::Instant::now();
-            (forbidden(tree.path(), NEEDLES, &|_| false, &cancel), began.elapsed())
+            let tree = OpenTree::open(tree.path()).unwrap();
+            (forbidden(&tree, NEEDLES, &|_| false, &cancel), began.elapsed())
         });
         std::thread::sleep(std::time::Duration::from_millis(200));
         let cancelled = std::time::Instant::now();
@@ -308,7 +310,7 @@ fn a_search_that_is_cancelled_ends_at_once() {
         assert!(cancelled.elapsed() < std::time::Duration::from_secs(1), "{took:?}");
         result.unwrap_err()
     });
-    assert!(matches!(error, ScanError::Cancelled), "{error}");
+    assert!(matches!(error, ScanError::Store(StoreError::Cancelled)), "{error}");
 }
 
 #[test]

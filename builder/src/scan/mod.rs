@@ -5,7 +5,7 @@
 //! satisfies each of them, or why none does. [`forbidden()`] looks for the sandbox's own path
 //! names in the bytes of an output, also inside archives and compressed members.
 //!
-//! What this deliberately isn't: it knows no store and no derivation. Trees are directories,
+//! What this deliberately isn't: it knows no object and no derivation. Trees are open directories,
 //! providers are indices whose meaning is the caller's, and nothing here decides what a
 //! reference is worth. It can't see what a program loads by `dlopen` or runs by name; that is
 //! declared in the derivation. It follows no symlink of the tree that it reads, and it runs when
@@ -25,10 +25,10 @@ mod walk;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Mutex;
 
-use rayon::prelude::*;
+use srp_store::{Crew, OpenTree, StoreError};
 
 use crate::archive::Exceeded;
 use crate::cancel::CancelToken;
@@ -136,6 +136,9 @@ pub enum ScanError {
         /// What the system said.
         source: io::Error,
     },
+    /// It was to end before it was through, or the threads that read could not be confined.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// A pkg-config file too large to be one.
     #[error("{file} has {size_bytes} bytes, too many for a pkg-config file (limit {limit_bytes})")]
     PkgConfigTooLarge {
@@ -162,9 +165,6 @@ pub enum ScanError {
         /// The most levels that are entered.
         limit: usize,
     },
-    /// The caller cancelled.
-    #[error("examining the output was cancelled")]
-    Cancelled,
 }
 
 impl ScanError {
@@ -182,45 +182,82 @@ impl ScanError {
     }
 }
 
-/// Reads every need out of the files below `tree`. The result is sorted and free of duplicates
+/// Reads every need out of the files of `tree`. The result is sorted and free of duplicates
 /// whatever the order of work was.
 ///
 /// A file that only looks like ELF (a test's corpus, a truncated download) has no needs; it is
 /// mentioned in the trace. Object files, kernel modules, core dumps and split debug files have
 /// none either.
-pub fn scan(tree: &Path, cancel: &CancelToken) -> Result<Vec<Finding>, ScanError> {
-    let files = walk::walk(tree)?;
-    let found: Result<Vec<Vec<Finding>>, ScanError> = files
-        .into_par_iter()
-        .filter(|file| file.kind == walk::Kind::Regular)
-        .map(|file| match cancel.is_cancelled() {
-            true => Err(ScanError::Cancelled),
-            false => scan_file(&file),
-        })
-        .collect();
-    let mut findings: Vec<Finding> = found?.into_iter().flatten().collect();
+pub fn scan(tree: &OpenTree, cancel: &CancelToken) -> Result<Vec<Finding>, ScanError> {
+    let mut findings = each(tree, cancel, |file| match file.kind {
+        walk::Kind::Regular => scan_file(tree, file),
+        walk::Kind::Symlink => Ok(Vec::new()),
+    })?;
     findings.sort_unstable();
     findings.dedup();
     Ok(findings)
 }
 
-fn scan_file(entry: &walk::Found) -> Result<Vec<Finding>, ScanError> {
-    let unreadable = |source| ScanError::Read { path: entry.path.clone(), source };
-    let Some((mut file, metadata)) = walk::open(&entry.path)? else {
-        return Ok(Vec::new());
-    };
+/// What there is to do.
+enum Task {
+    /// A directory is to be listed.
+    Directory(Vec<u8>),
+    /// These are to be read.
+    Files(Vec<walk::Found>),
+}
+
+/// So many files are one task.
+const FILES_PER_TASK: usize = 32;
+
+/// What comes of each of the files of a tree, read by threads that can touch nothing else.
+fn each<T: Send>(
+    tree: &OpenTree,
+    cancel: &CancelToken,
+    work: impl Fn(&walk::Found) -> Result<Vec<T>, ScanError> + Sync,
+) -> Result<Vec<T>, ScanError> {
+    let all = Mutex::new(Vec::new());
+    let top = vec![Task::Directory(Vec::new())];
+    Crew::new(&[tree], &[])?.run(top, |task, tasks| {
+        let (mut files, mut directories) = (Vec::new(), Vec::new());
+        match task {
+            Task::Directory(path) => walk::list(tree, &path, &mut files, &mut directories)?,
+            Task::Files(some) => files = some,
+        }
+        directories.into_iter().for_each(|path| tasks.add(Task::Directory(path)));
+        while files.len() > FILES_PER_TASK {
+            tasks.add(Task::Files(files.split_off(files.len() - FILES_PER_TASK)));
+        }
+        for file in files {
+            if cancel.is_cancelled() {
+                return Err(StoreError::Cancelled.into());
+            }
+            let found = work(&file)?;
+            if !found.is_empty() {
+                all.lock().expect("no holder panics").extend(found);
+            }
+        }
+        Ok::<(), ScanError>(())
+    })?;
+    Ok(all.into_inner().expect("no holder panics"))
+}
+
+fn scan_file(tree: &OpenTree, entry: &walk::Found) -> Result<Vec<Finding>, ScanError> {
+    let unreadable = |source| walk::unreadable(tree, &entry.path, source);
+    let (mut file, stat) =
+        tree.file(&entry.path).map_err(|error| unreadable(io::Error::from(error)))?;
     let mut head = Vec::with_capacity(SCRIPT_HEAD_BYTES);
     file.by_ref().take(SCRIPT_HEAD_BYTES as u64).read_to_end(&mut head).map_err(unreadable)?;
 
     let needs = if head.starts_with(b"\x7fELF") {
         elf_needs(entry, file)
-    } else if head.starts_with(b"#!") && metadata.mode() & 0o111 != 0 {
+    } else if head.starts_with(b"#!") && stat.st_mode & 0o111 != 0 {
         script::needs(&head).into_iter().map(|need| (need, Kind::Run)).collect()
     } else if is_pkg_config(&entry.name) {
-        if metadata.size() > PKG_CONFIG_LIMIT_BYTES {
+        let size_bytes = stat.st_size as u64;
+        if size_bytes > PKG_CONFIG_LIMIT_BYTES {
             return Err(ScanError::PkgConfigTooLarge {
                 file: entry.name.clone(),
-                size_bytes: metadata.size(),
+                size_bytes,
                 limit_bytes: PKG_CONFIG_LIMIT_BYTES,
             });
         }

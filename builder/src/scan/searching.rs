@@ -80,6 +80,10 @@ impl<'s, R: Read> Searching<'s, R> {
         let kept = overlap(self.search).min(self.unread.end);
         self.buffer.copy_within(self.unread.end - kept..self.unread.end, 0);
         let mut end = kept;
+        if self.search.budget.is_cancelled() {
+            self.error = Some(ErrorKind::Other.into());
+            self.ended = true;
+        }
         // Filled as far as it goes: decoders yield a few bytes at a time, and searching few bytes
         // at a time is slow.
         while end < self.buffer.len() && !self.ended {

@@ -4,7 +4,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
 use std::process::Command;
 
 use proptest::prelude::*;
@@ -49,6 +50,10 @@ impl World {
         let path = self.0.path().join(name);
         fs::create_dir_all(&path).unwrap();
         path
+    }
+
+    fn tree(&self, name: &str) -> OpenTree {
+        OpenTree::open(&self.object(name)).unwrap()
     }
 
     fn root(&self, names: &[&str]) -> Directories {
@@ -110,7 +115,7 @@ impl World {
     }
 
     fn check(&self, libs: &[&str], tools: &[&str], expected: Result<&[(&str, Provider)], &[&str]>) {
-        let findings = scan(&self.object("own"), &never()).unwrap();
+        let findings = scan(&self.tree("own"), &never()).unwrap();
         let resolved = self.resolve(&findings, libs, tools);
         let resolved = resolved.as_ref().map_err(Vec::as_slice).map(|resolved| {
             resolved
@@ -145,7 +150,7 @@ fn programs_of_this_machine_resolve_against_this_machine() {
         let path = Path::new("/usr/bin").join(program);
         world.file("own", &format!("usr/bin/{program}"), fs::read(path).unwrap());
     }
-    let findings = scan(&world.object("own"), &never()).unwrap();
+    let findings = scan(&world.tree("own"), &never()).unwrap();
     let interpreters = findings.iter().filter(|f| matches!(f.need, Need::Interpreter { .. }));
     assert_eq!(interpreters.count(), 3, "{findings:#?}");
 
@@ -288,7 +293,7 @@ fn what_is_not_loaded_needs_nothing() {
     let mut truncated = fs::read(&foo).unwrap();
     truncated.truncate(300);
     world.file("own", "usr/share/truncated", &truncated);
-    assert_eq!(scan(&world.object("own"), &never()).unwrap(), []);
+    assert_eq!(scan(&world.tree("own"), &never()).unwrap(), []);
 }
 
 #[test]
@@ -350,7 +355,7 @@ fn pkg_config_modules_are_needed_to_build() {
     world.file("own", "usr/share/pkgconfig/bar.pc", "Name: bar\n");
     world.file("own", "usr/share/doc/foo/example.pc", "Requires: nothing\n");
     world.file("zlib", "usr/lib/aarch64-linux-gnu/pkgconfig/z.pc", "Name: z\n");
-    let findings = scan(&world.object("own"), &never()).unwrap();
+    let findings = scan(&world.tree("own"), &never()).unwrap();
     assert!(findings.iter().all(|finding| finding.kind == Kind::Develop));
     world.check(&["zlib"], &[], Ok(&[("bar", Provider::Own(0)), ("z", Provider::Lib(0))]));
     world.check(
@@ -366,7 +371,7 @@ fn pkg_config_modules_are_needed_to_build() {
 fn ignored_needs_may_use_patterns() {
     let world = World::new();
     world.file("own", "usr/bin/foo", "#!/usr/bin/python3.13\n");
-    let findings = scan(&world.object("own"), &never()).unwrap();
+    let findings = scan(&world.tree("own"), &never()).unwrap();
     let nothing = Directories(Vec::new());
     for (pattern, ignored) in [
         ("/usr/bin/python3.13", true),
@@ -454,7 +459,7 @@ fn needs_are_ignored_in_one_file_only() {
     let world = World::new();
     world.file("own", "usr/bin/foo", "#!/usr/bin/python3\n");
     world.file("own", "usr/share/test/foreign", "#!/usr/bin/python3\n");
-    let findings = scan(&world.object("own"), &never()).unwrap();
+    let findings = scan(&world.tree("own"), &never()).unwrap();
     let nothing = Directories(Vec::new());
     let everywhere = BTreeMap::new();
     let unresolved = |file: &str, need: &str| {
@@ -480,7 +485,7 @@ fn scripts_that_configure_say_what_can_be_done() {
     let world = World::new();
     world.file("own", "usr/bin/curl-config", "#!/bin/sh\n");
     world.file("own", "usr/bin/run", "#!/bin/sh\n");
-    let findings = scan(&world.object("own"), &never()).unwrap();
+    let findings = scan(&world.tree("own"), &never()).unwrap();
     let nothing = Directories(Vec::new());
     let none = BTreeMap::new();
     let errors = resolve(&findings, &nothing, &nothing, &nothing, everywhere(&none)).unwrap_err();

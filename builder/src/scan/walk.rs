@@ -6,66 +6,62 @@
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::fcntl::OFlag;
+use rustix::fs::FileType;
+use srp_store::OpenTree;
 
 use super::ScanError;
 
 /// One file or symlink of a tree.
 pub(super) struct Found {
-    /// Where it really is.
-    pub(super) path: PathBuf,
-    /// Its path in the tree, without a leading slash; bytes that aren't UTF-8 are replaced.
+    /// Its path in the tree.
+    pub(super) path: Vec<u8>,
+    /// The same, for people: bytes that aren't UTF-8 are replaced.
     pub(super) name: String,
     /// What it is.
     pub(super) kind: Kind,
 }
 
-/// What [`walk`] tells apart.
+/// What [`list`] tells apart.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Regular,
     Symlink,
 }
 
-/// Everything below `tree` that is a file or a symlink. A tree may be one file: it is then listed
-/// under its own last name.
-pub(super) fn walk(tree: &Path) -> Result<Vec<Found>, ScanError> {
-    let unreadable = |path: &Path| {
-        let path = path.to_owned();
-        move |source| ScanError::Read { path, source }
-    };
-    let mut found = Vec::new();
-    let top = tree.symlink_metadata().map_err(unreadable(tree))?;
-    if !top.is_dir() {
-        let name = tree.file_name().map(|name| name.to_string_lossy().into_owned());
-        push(&mut found, tree.to_owned(), name.unwrap_or_default(), top.file_type());
-        return Ok(found);
-    }
-    // A list, not recursion: how deep a build nests directories is the build's choice.
-    let mut pending = vec![(tree.to_owned(), String::new())];
-    while let Some((directory, prefix)) = pending.pop() {
-        for entry in directory.read_dir().map_err(unreadable(&directory))? {
-            let entry = entry.map_err(unreadable(&directory))?;
-            let kind = entry.file_type().map_err(unreadable(&entry.path()))?;
-            let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-            if kind.is_dir() {
-                pending.push((entry.path(), format!("{name}/")));
-            } else {
-                push(&mut found, entry.path(), name, kind);
+/// Adds what a directory of `tree` holds: its files and symlinks to `found`, its directories to
+/// `directories`.
+pub(super) fn list(
+    tree: &OpenTree,
+    directory: &[u8],
+    found: &mut Vec<Found>,
+    directories: &mut Vec<Vec<u8>>,
+) -> Result<(), ScanError> {
+    for entry in tree.list(directory).map_err(|error| unreadable(tree, directory, error))? {
+        let path = match directory {
+            b"" => entry.name.into_vec(),
+            directory => [directory, &entry.name].join(&b'/'),
+        };
+        let kind = match entry.kind {
+            FileType::Directory => {
+                directories.push(path);
+                continue;
             }
-        }
+            FileType::RegularFile => Kind::Regular,
+            FileType::Symlink => Kind::Symlink,
+            _ => continue,
+        };
+        let name = String::from_utf8_lossy(&path).into_owned();
+        found.push(Found { path, name, kind });
     }
-    Ok(found)
+    Ok(())
 }
 
-fn push(found: &mut Vec<Found>, path: PathBuf, name: String, kind: std::fs::FileType) {
-    if kind.is_file() {
-        found.push(Found { path, name, kind: Kind::Regular });
-    } else if kind.is_symlink() {
-        found.push(Found { path, name, kind: Kind::Symlink });
-    }
+/// The error for what can't be read in a tree.
+pub(super) fn unreadable(tree: &OpenTree, path: &[u8], source: impl Into<io::Error>) -> ScanError {
+    ScanError::Read { path: tree.path_of(path), source: source.into() }
 }
 
 /// Opens a regular file for reading; `None` when it is no longer one. `O_NONBLOCK` so that a FIFO

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use srp_store::OpenTree;
 use srp_store::cache::{
     Body, Cache, CacheError, CachePath, Content, DirectoryRemote, Policy, PublicKey, Publisher,
     Remote, Scope, SecretKey, Stat,
@@ -105,7 +106,9 @@ fn add(
     let tree = scratch.join(number.to_string());
     fs::create_dir(&tree).expect("created");
     fs::write(tree.join("file"), number.to_string()).expect("written");
-    let listing = Arc::new(ingest::take(&tree, Rules::default()).expect("taken"));
+    let listing = Arc::new(
+        ingest::take(&OpenTree::open(&tree).expect("opened"), Rules::default()).expect("taken"),
+    );
     let run = |it: &Object| Reference { kind: ReferenceKind::Run, object: it.id() };
     let object = Object {
         name: format!("o{number}").parse().expect("a name"),

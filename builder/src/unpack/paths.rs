@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use srp_store::MAX_DEPTH;
 use thiserror::Error;
 
 use super::{Format, UnpackSpec};
@@ -9,9 +10,6 @@ use super::{Format, UnpackSpec};
 /// What Linux itself allows.
 const MAX_PATH_BYTES: usize = 4095;
 const MAX_NAME_BYTES: usize = 255;
-
-/// Deeper trees are attacks on whatever walks them.
-const MAX_DEPTH: usize = 256;
 
 /// The top-level directories that a merged `/usr` holds.
 const MERGED: &[&[u8]] = &[b"bin", b"sbin", b"lib", b"lib32", b"lib64", b"libx32"];

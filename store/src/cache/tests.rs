@@ -20,6 +20,7 @@ use self::memory::Memory;
 use super::pack_writer::write_pack;
 use super::statement::tests::{ring, secret};
 use super::*;
+use crate::OpenTree;
 use crate::commit::Registration;
 use crate::derivation::InputKey;
 use crate::ingest::{self, Rules};
@@ -50,7 +51,9 @@ impl Machine {
         let tree = scratch.path().join("tree");
         fs::create_dir(&tree).expect("created");
         write(&tree);
-        let listing = Arc::new(ingest::take(&tree, Rules::default()).expect("taken"));
+        let listing = Arc::new(
+            ingest::take(&OpenTree::open(&tree).expect("opened"), Rules::default()).expect("taken"),
+        );
         let references = references
             .iter()
             .map(|it| Reference { kind: ReferenceKind::Run, object: it.id() })

@@ -20,7 +20,7 @@ use crate::cache::pack::{Block, Index};
 use crate::cache::pack_writer::hash;
 use crate::digest::Digest;
 use crate::error::{IoContext, StoreError};
-use crate::ingest::{finish_directory, finish_file};
+use crate::ingest::finish_file;
 use crate::tree::Entry;
 
 /// A tree that is being written.
@@ -237,8 +237,8 @@ impl<'a> Unpacking<'a> {
     }
 
     fn finish(&self, number: usize, path: &Path, executable: bool) -> Result<(), StoreError> {
-        let mut file = File::open(path).at("open", path)?;
-        finish_file(&mut file, mode(executable)).at("change", path)?;
+        let file = File::open(path).at("open", path)?;
+        finish_file(&file, mode(executable)).at("change", path)?;
         self.copies(number)
     }
 
@@ -248,8 +248,8 @@ impl<'a> Unpacking<'a> {
         let ((from, _), others) = progress.targets.split_first().expect("every file has a path");
         for (path, executable) in others {
             fs::copy(from, path).at("copy to", path)?;
-            let mut file = File::open(path).at("open", path)?;
-            finish_file(&mut file, mode(*executable)).at("change", path)?;
+            let file = File::open(path).at("open", path)?;
+            finish_file(&file, mode(*executable)).at("change", path)?;
         }
         progress.done.store(true, Ordering::Release);
         Ok(())
@@ -282,10 +282,16 @@ fn write_file(path: &Path, executable: bool, bytes: &[u8]) -> Result<(), StoreEr
         .open(path)
         .at("create", path)?;
     file.write_all(bytes).at("write", path)?;
-    finish_file(&mut file, mode(executable)).at("change", path)
+    finish_file(&file, mode(executable)).at("change", path)
 }
 
 fn write_part(path: &Path, offset: u64, part: &[u8]) -> Result<(), StoreError> {
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
     file.and_then(|file| file.write_all_at(part, offset)).at("write", path)
+}
+
+fn finish_directory(path: &Path) -> Result<(), StoreError> {
+    let time = &crate::content::TREE_TIME;
+    rustix::fs::utimensat(rustix::fs::CWD, path, time, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+        .at("change", path)
 }

@@ -15,6 +15,7 @@ static TREE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     fs::write(TREE.path().join("file"), bytes).expect("written");
-    let _ = srp_builder::scan::scan(TREE.path(), &CANCEL);
-    let _ = srp_builder::scan::forbidden(TREE.path(), &["/srp/build"], &|_| false, &CANCEL);
+    let tree = srp_store::OpenTree::open(TREE.path()).expect("it is there");
+    let _ = srp_builder::scan::scan(&tree, &CANCEL);
+    let _ = srp_builder::scan::forbidden(&tree, &["/srp/build"], &|_| false, &CANCEL);
 });
