@@ -14,11 +14,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 
+use crate::compose::RESERVED;
 use crate::db::{self, Info};
 use crate::digest::{ResolvedHash, StaticHash};
 use crate::error::{IoContext, StoreError};
 use crate::files;
 use crate::listing::Listing;
+use crate::manifest;
 use crate::object::Object;
 use crate::realisation::{Claim, Realisation};
 use crate::store::Store;
@@ -33,6 +35,8 @@ pub struct Registration {
     records: Vec<(PathBuf, Vec<u8>)>,
     links: Vec<(PathBuf, PathBuf)>,
     realisations: Vec<(PathBuf, Vec<u8>)>,
+    /// Objects with something at `/srp`, and where their trees lie for now.
+    reserved: Vec<(Object, Arc<Listing>, PathBuf)>,
 }
 
 /// Lets threads that finish together share one `syncfs`.
@@ -62,19 +66,33 @@ impl Registration {
         listing: Arc<Listing>,
         staged: PathBuf,
     ) {
-        let size_bytes = listing.size_bytes();
-        self.trees.push((staged, store.tree_path(&object.tree)));
         self.records.push((store.listing_path(&object.tree), listing.encode()));
+        self.record(store, object, &listing, &staged);
+        self.trees.push((staged, store.tree_path(&object.tree)));
         store.remember_listing(listing);
-        self.existing_tree(store, object, size_bytes);
     }
 
-    /// Adds an object whose tree is in the store already or in this registration.
-    pub fn existing_tree(&mut self, store: &Store, object: &Object, size_bytes: u64) {
+    /// Adds an object whose tree is in the store already, and holds what `listing` says.
+    pub fn existing_tree(&mut self, store: &Store, object: &Object, listing: &Arc<Listing>) {
+        self.record(store, object, listing, &store.tree_path(&object.tree));
+    }
+
+    fn record(&mut self, store: &Store, object: &Object, listing: &Arc<Listing>, tree: &Path) {
+        if listing.find(RESERVED).is_some() {
+            self.reserved.push((object.clone(), Arc::clone(listing), tree.to_owned()));
+        }
+        let size_bytes = listing.extent().size_bytes;
         let info = Info { object: object.clone(), size_bytes };
         self.records.push((store.info_path(&object.id()), db::encode(&info)));
         let target = Path::new("../trees").join(object.tree.to_string());
         self.links.push((store.object_path(&object.path_name()), target));
+    }
+
+    /// As what a forger's own program would register.
+    #[cfg(test)]
+    pub(crate) fn ungated(mut self) -> Registration {
+        self.reserved.clear();
+        self
     }
 
     /// Whether there is nothing to register.
@@ -97,8 +115,14 @@ impl Store {
     /// Registers everything in `registration`; when this returns, it survives a power cut.
     ///
     /// Calls from several threads at once are committed as a group.
+    ///
+    /// # Errors
+    /// [`StoreError::Reserved`] and [`StoreError::NotAStage`] for what would forge a stage.
     pub fn commit(&self, registration: Registration) -> Result<(), StoreError> {
         self.check_writable()?;
+        for (object, listing, tree) in &registration.reserved {
+            manifest::admit(object, listing, tree)?;
+        }
         self.committer.commit(registration)
     }
 }

@@ -100,7 +100,7 @@ impl<'a> Fetcher<'a> {
         if self.store.tree_path(&object.tree).is_dir()
             && let Ok(listing) = self.store.listing(&object.tree)
         {
-            registration.existing_tree(self.store, object, listing.extent().size_bytes);
+            registration.existing_tree(self.store, object, &listing);
             self.store.commit(registration)?;
             return Ok(Transfer::default());
         }
