@@ -2,14 +2,18 @@
 //!
 //! Files are written aside, synced and renamed, so a reader, a web server above the
 //! directory and a power cut see whole files only. Two machines may publish to it at once. What is
-//! being written lies in `.staging`.
+//! being written lies in `.staging`, which every publisher holds a shared lock on: who gets it
+//! alone knows that all that lies there was left by the dead, whatever any clock says.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::SystemTime;
+
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::cache::error::{CacheError, Place};
 use crate::cache::path::CachePath;
@@ -25,7 +29,12 @@ pub struct DirectoryRemote {
     root: PathBuf,
     staging: PathBuf,
     url: String,
+    /// The lock on the staging directory, once something was staged; none where there are no locks.
+    held: OnceLock<Option<Flock<File>>>,
 }
+
+/// How often a directory is made again that somebody removes at the same moment.
+const ATTEMPTS: usize = 8;
 
 impl DirectoryRemote {
     /// The cache in the directory `root`. There need be nothing there.
@@ -34,6 +43,7 @@ impl DirectoryRemote {
             root: root.to_owned(),
             staging: root.join(STAGING),
             url: format!("file://{}", root.display()),
+            held: OnceLock::new(),
         }
     }
 
@@ -53,7 +63,7 @@ impl DirectoryRemote {
         let staged = match content {
             Content::Staged(staged) => staged.to_owned(),
             Content::Bytes(_) | Content::File(_) => {
-                fs::create_dir_all(&self.staging)?;
+                self.stage()?;
                 let staged = self.staging.join(staged_name());
                 let mut file =
                     File::options().write(true).create_new(true).mode(0o644).open(&staged)?;
@@ -71,8 +81,11 @@ impl DirectoryRemote {
             }
         };
         fs::set_permissions(&staged, fs::Permissions::from_mode(0o644))?;
-        fs::rename(&staged, &to)?;
-        File::open(directory)?.sync_all()?;
+        let placed = self.place_staged(&staged, &to, directory);
+        if placed.is_err() && !matches!(content, Content::Staged(_)) {
+            let _ = fs::remove_file(&staged);
+        }
+        placed?;
         if made {
             // The directories' names are to survive, too.
             for above in directory.ancestors().skip(1).take_while(|it| it.starts_with(&self.root)) {
@@ -82,15 +95,40 @@ impl DirectoryRemote {
         Ok(())
     }
 
-    /// Removes what a killed publisher left, a day later.
-    fn sweep(&self) {
-        const DAY: std::time::Duration = std::time::Duration::from_secs(24 * 60 * 60);
-        for entry in fs::read_dir(&self.staging).into_iter().flatten().flatten() {
-            let modified = entry.metadata().and_then(|metadata| metadata.modified());
-            if modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > DAY)) {
-                let _ = fs::remove_file(entry.path());
+    /// Renames a staged file to its place. A garbage collection may remove the directory meanwhile,
+    /// which was empty until now.
+    fn place_staged(&self, staged: &Path, to: &Path, directory: &Path) -> std::io::Result<()> {
+        let mut attempts = 0;
+        loop {
+            match fs::rename(staged, to).and_then(|()| File::open(directory)?.sync_all()) {
+                Err(error)
+                    if error.kind() == ErrorKind::NotFound
+                        && attempts < ATTEMPTS
+                        && staged.exists() =>
+                {
+                    attempts += 1;
+                    fs::create_dir_all(directory)?;
+                }
+                placed => return placed,
             }
         }
+    }
+
+    /// Makes the staging directory, and holds it: what killed publishers left is removed if nobody
+    /// else holds it.
+    fn stage(&self) -> std::io::Result<()> {
+        fs::create_dir_all(&self.staging)?;
+        self.held.get_or_init(|| {
+            let directory = || File::open(&self.staging).ok();
+            if let Ok(alone) = Flock::lock(directory()?, FlockArg::LockExclusiveNonblock) {
+                for entry in fs::read_dir(&self.staging).into_iter().flatten().flatten() {
+                    let _ = fs::remove_file(entry.path());
+                }
+                drop(alone);
+            }
+            Flock::lock(directory()?, FlockArg::LockShared).ok()
+        });
+        Ok(())
     }
 
     fn list_into(
@@ -202,8 +240,7 @@ impl Remote for DirectoryRemote {
     }
 
     fn staging(&self) -> Option<&Path> {
-        fs::create_dir_all(&self.staging).ok()?;
-        self.sweep();
+        self.stage().ok()?;
         Some(&self.staging)
     }
 }
@@ -257,5 +294,55 @@ mod tests {
         remote.delete(&path).expect("deleted");
         remote.delete(&path).expect("deleted twice");
         assert!(!remote.refresh(&path).expect("no error"));
+    }
+
+    #[test]
+    fn what_the_dead_left_is_removed_and_what_the_living_write_is_not() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let open = || DirectoryRemote::new(directory.path());
+        let file = |remote: &DirectoryRemote, name: &str| {
+            let file = remote.staging().expect("it has one").join(name);
+            fs::write(&file, "half").expect("written");
+            // By any clock it is from long ago, or from the future.
+            let year = std::time::Duration::from_secs(365 * 24 * 60 * 60);
+            let time =
+                if name == "old" { SystemTime::now() - year } else { SystemTime::now() + year };
+            File::open(&file).and_then(|it| it.set_modified(time)).expect("set");
+            file
+        };
+        let first = open();
+        let (old, new) = (file(&first, "old"), file(&first, "new"));
+        let second = open();
+        let another = file(&second, "old-too");
+        assert!(old.exists() && new.exists() && another.exists());
+        drop(first);
+        let third = open();
+        third.put(&CachePath::clock(), Content::Bytes(b"x")).expect("put");
+        assert!(another.exists(), "the second is alive");
+        drop((second, third));
+        open().put(&CachePath::clock(), Content::Bytes(b"x")).expect("put");
+        assert!(!old.exists() && !new.exists() && !another.exists());
+    }
+
+    #[test]
+    fn a_directory_that_goes_beside_a_publisher_is_made_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let remote = DirectoryRemote::new(directory.path());
+        let place = CachePath::parse("realisations/static/x/unsigned").expect("a path");
+        let other = CachePath::parse("realisations/static/x/other").expect("a path");
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    remote.put(&other, Content::Bytes(b"y")).expect("put");
+                    remote.delete(&other).expect("deleted");
+                }
+            });
+            for _ in 0..200 {
+                remote.put(&place, Content::Bytes(b"x")).expect("put");
+                remote.delete(&place).expect("deleted");
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
     }
 }
