@@ -10,6 +10,7 @@ use indicatif::HumanBytes;
 use srp_store::Store;
 use srp_store::cache::{Exported, Exporter, Packs};
 
+use crate::cache::counted;
 use crate::context::Context;
 use crate::error::{CommandError, CommandResult, ExitCode};
 use crate::goals::Goals;
@@ -66,8 +67,8 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
             None => "signed by nobody".to_owned(),
         };
         terminal::say(&format!(
-            "{} objects ({} before compression), {signed}",
-            contents.objects,
+            "{} ({} before compression), {signed}",
+            counted(contents.objects, "object"),
             HumanBytes(contents.size_bytes)
         ));
     }

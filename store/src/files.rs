@@ -71,6 +71,25 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), StoreErr
     place(&stage_file(path, bytes, 0o644)?, path)
 }
 
+/// Writes a small file whole or not at all, so that it survives a power cut when this returns: for
+/// what can't be made again. With `replaced` false, a file that is there stays, and is an error.
+pub fn write_durably(path: &Path, bytes: &[u8], mode: u32, replaced: bool) -> std::io::Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".new-").permissions(fs::Permissions::from_mode(mode));
+    let mut staged = builder.tempfile_in(directory)?;
+    staged.write_all(bytes)?;
+    staged.as_file().sync_all()?;
+    match replaced {
+        true => staged.persist(path)?,
+        false => staged.persist_noclobber(path)?,
+    };
+    File::open(directory)?.sync_all()
+}
+
 /// Makes a symlink whole or not at all, replacing what was there.
 pub(crate) fn symlink_atomically(path: &Path, target: &Path) -> Result<(), StoreError> {
     let staged = path.with_file_name(temporary_name());
