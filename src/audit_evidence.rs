@@ -19,6 +19,8 @@ use crate::target::short;
 /// What is left for others.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Evidence")]
+// The command's own group has the same name.
+#[group(skip)]
 pub(crate) struct Arguments {
     /// Sign that this machine has built what comes out identical: srp cache push publishes that
     #[arg(long, conflicts_with = "against")]

@@ -66,6 +66,7 @@ fn main() -> std::process::ExitCode {
     }
     let CommandLine { options, command } = CommandLine::parse();
     let style = Style::new(options.color, std::env::var_os("NO_COLOR").is_some());
+    terminal::report(options.verbose, options.quiet, style);
     // A panic has printed its message already.
     let result = std::panic::catch_unwind(|| run(options, &command));
     let code = match result {
@@ -84,7 +85,6 @@ fn main() -> std::process::ExitCode {
 }
 
 fn run(options: options::GlobalOptions, command: &Command) -> CommandResult<u8> {
-    terminal::report(options.verbose, options.quiet);
     let context = &Context::new(options)?;
     let done = |()| ExitCode::Success as u8;
     match command {

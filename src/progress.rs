@@ -135,7 +135,7 @@ impl Progress {
         for line in String::from_utf8_lossy(lines).lines() {
             let _ = writeln!(text, "{prefix} {}", printable(line));
         }
-        terminal::write(text.as_bytes());
+        terminal::write(&text);
     }
 
     /// The rest of a log whose builder has ended without ending its line.
@@ -363,7 +363,7 @@ fn draw(state: Arc<Mutex<State>>, style: Style) -> (Sender<()>, JoinHandle<()>) 
                 bars.push(display.add(ProgressBar::no_length().with_style(template.clone())));
             }
             for (bar, line) in bars.iter().zip(&lines) {
-                bar.set_message(line.clone());
+                bar.set_message(terminal::row(line));
             }
             drawn = lines;
         }
