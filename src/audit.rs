@@ -179,8 +179,9 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
         terminal::answer(&audit_text::report(&audits))?;
         let signed = audits.iter().any(|audit| audit.witness.is_some());
         if let Some(signer) = evidence.signer().filter(|_| signed) {
-            let what = "that this machine has built what is identical is signed";
-            terminal::say(&format!("{what} by {signer}: srp cache push publishes it"));
+            terminal::say(&format!(
+                "signed as built here by {signer}; srp cache push publishes it"
+            ));
         }
     }
     if let Some(first) = first_page {

@@ -87,7 +87,9 @@ fn verdict(comparisons: &[Comparison], nobody_is_trusted: bool) -> CommandResult
         let error = CommandError::user("nothing could be compared");
         return Err(match nobody_is_trusted {
             true => error.hint("no key is trusted: srp key trust NAME:BASE64"),
-            false => error.hint("what is published says srp cache list, for a directory or bucket"),
+            false => {
+                error.hint("srp cache list CACHE shows what is published, in a directory or bucket")
+            }
         });
     }
     Ok(())

@@ -19,6 +19,7 @@ use crate::target::short;
 
 /// What is left for others.
 #[derive(Debug, Args)]
+// The command's own group has the same name.
 #[group(skip)]
 #[command(next_help_heading = "Evidence")]
 pub(crate) struct Arguments {

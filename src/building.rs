@@ -25,7 +25,7 @@ use crate::interrupt;
 use crate::keyring::Keyring;
 use crate::progress::Progress;
 use crate::target::{realised, short};
-use crate::terminal::{self, printable};
+use crate::terminal::{self, indented, printable};
 
 /// How many sources are fetched at once: enough to fill a line, few enough for a mirror.
 pub(crate) const FETCHES: usize = 6;
@@ -256,8 +256,8 @@ fn total_kib(meminfo: &str) -> Option<u64> {
 fn tell(context: &Context, failures: Vec<Failure>, skipped: usize) -> CommandError {
     let style = context.style;
     for failure in &failures {
-        let mut text =
-            format!("\n{} {}: {}\n", style.error("failed:"), failure.name, failure.cause);
+        let cause = indented(&failure.cause.to_string());
+        let mut text = format!("\n{} {}: {cause}\n", style.error("failed:"), failure.name);
         text += &causes(&failure.cause);
         if !failure.log_tail.is_empty() {
             text += "  the end of its log:\n";
@@ -271,9 +271,9 @@ fn tell(context: &Context, failures: Vec<Failure>, skipped: usize) -> CommandErr
             let _ = writeln!(text, "  the whole log: {command}");
         }
         for hint in failure_hints(&failure.cause) {
-            let _ = writeln!(text, "{} {hint}", style.hint("hint:"));
+            let _ = writeln!(text, "{} {}", style.hint("hint:"), indented(&hint));
         }
-        terminal::write(text.as_bytes());
+        terminal::write(&text);
     }
     terminal::say("");
     let damaged = |failure: &Failure| {

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 use srp_store::RootName;
-use srp_store::cache::{Cache, Published, Publisher, Retention, Scope, SecretKey};
+use srp_store::cache::{Cache, Published, Publisher, Retention, Scope, SecretKey, Verified};
 
 use crate::building;
 use crate::context::Context;
@@ -115,7 +115,7 @@ pub(crate) fn run(context: &Context, command: &Command) -> CommandResult {
         Command::Push(arguments) => push(context, arguments),
         Command::Info(arguments) => info(arguments),
         Command::List(arguments) => list(arguments),
-        Command::Gc(arguments) => gc(arguments),
+        Command::Gc(arguments) => gc(context, arguments),
         Command::Verify(arguments) => verify(context, arguments),
     }
 }
@@ -137,7 +137,7 @@ fn open(url: &str) -> CommandResult<Cache> {
 }
 
 fn push(context: &Context, arguments: &Push) -> CommandResult {
-    let store = context.store()?;
+    let store = context.store_to_publish()?;
     let key = signing_key(context, arguments)?;
     let cache = Cache::create(remote(&arguments.to)?)?;
     let builder = signing::builder(key.as_ref());
@@ -190,10 +190,10 @@ fn signing_key(context: &Context, arguments: &Push) -> CommandResult<Option<Secr
 fn in_words(published: &Published) -> String {
     let sent = published.pack_bytes + published.delta_bytes;
     let mut text = format!(
-        "{} objects, {} packs and {} deltas sent ({})",
-        published.objects,
-        published.packs,
-        published.deltas,
+        "{}, {} and {} sent ({})",
+        counted(published.objects, "object"),
+        counted(published.packs, "pack"),
+        counted(published.deltas, "delta"),
         HumanBytes(sent)
     );
     if published.substituted > 0 {
@@ -258,6 +258,9 @@ fn list(arguments: &Look) -> CommandResult {
         });
         return terminal::answer_json(&roots.collect());
     }
+    if summary.roots.is_empty() {
+        terminal::say("no roots are published there yet");
+    }
     let lines: String = summary
         .roots
         .iter()
@@ -269,11 +272,12 @@ fn list(arguments: &Look) -> CommandResult {
     terminal::answer(&lines)
 }
 
-fn gc(arguments: &Gc) -> CommandResult {
+fn gc(context: &Context, arguments: &Gc) -> CommandResult {
     let roots: Result<BTreeSet<RootName>, _> =
         arguments.keep.iter().map(|name| name.parse()).collect();
     let keep = roots.map_err(|error| CommandError::chain(ExitCode::User, error))?;
-    let retention = Retention { keep, older_than: arguments.older_than, ..Retention::default() };
+    let (keys, older_than) = (Keyring::of(context)?.known(context)?, arguments.older_than);
+    let retention = Retention { keep, older_than, keys, ..Retention::default() };
     let collected = open(&arguments.url)?.collect(&retention, arguments.dry_run)?;
     if arguments.json {
         let deleted: Vec<&str> = collected.deleted.iter().map(|path| path.as_str()).collect();
@@ -286,9 +290,9 @@ fn gc(arguments: &Gc) -> CommandResult {
         }));
     }
     terminal::answer(&format!(
-        "{} {} files ({}), {} stay ({})\n",
+        "{} {} ({}), {} stay ({})\n",
         if arguments.dry_run { "would delete" } else { "deleted" },
-        collected.deleted.len(),
+        counted(collected.deleted.len(), "file"),
         HumanBytes(collected.deleted_bytes),
         collected.kept,
         HumanBytes(collected.kept_bytes)
@@ -296,8 +300,8 @@ fn gc(arguments: &Gc) -> CommandResult {
 }
 
 fn verify(context: &Context, arguments: &Look) -> CommandResult {
-    let keys = Keyring::of(context)?.policy(context)?.trusted;
-    let findings = open(&arguments.url)?.verify(&keys)?;
+    let keys = Keyring::of(context)?.known(context)?;
+    let Verified { files, findings } = open(&arguments.url)?.verify(&keys)?;
     if arguments.json {
         let all =
             findings.iter().map(|it| json!({"path": it.path.as_str(), "problem": it.problem}));
@@ -308,12 +312,27 @@ fn verify(context: &Context, arguments: &Look) -> CommandResult {
         terminal::answer(&lines)?;
     }
     match findings.len() {
-        0 => Ok(()),
+        0 => {
+            if !arguments.json && !context.options.quiet {
+                terminal::say(&format!("{}, all as recorded", counted(files, "file")));
+            }
+            Ok(())
+        }
         count => {
-            let message = format!("{count} things in the cache are not as they should be");
+            let message = format!(
+                "{} in the cache, of {}",
+                counted(count, "problem"),
+                counted(files, "file")
+            );
             Err(CommandError::new(ExitCode::Integrity, message))
         }
     }
+}
+
+/// `1 file`, `2 files`.
+pub(crate) fn counted(count: impl TryInto<u64>, what: &str) -> String {
+    let count = count.try_into().unwrap_or(u64::MAX);
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// `90s`, `30m`, `12h`, `30d`.

@@ -13,7 +13,6 @@ use crate::error::{CommandError, CommandResult, ExitCode};
 use crate::options::GlobalOptions;
 use crate::style::Style;
 use crate::terminal::say;
-use crate::visible::visible;
 
 /// The surroundings of a command.
 #[derive(Debug)]
@@ -102,9 +101,9 @@ impl Context {
             }
         };
         let definitions = Definitions::open(&root)?;
-        // It is foreign: no line of it can move the cursor, or be taken for srp's own.
+        // It is foreign: no line of it is to be taken for srp's own.
         let print = |text: &str| {
-            text.split('\n').for_each(|line| say(&format!("print: {}", visible(line))));
+            text.split('\n').for_each(|line| say(&format!("print: {line}")));
         };
         Ok(definitions.on_print(print))
     }

@@ -5,7 +5,6 @@
 
 use std::error::Error;
 use std::fmt::Write as _;
-use std::io::Write as _;
 
 use srp_builder::audit::AuditError;
 use srp_builder::sandbox::SandboxError;
@@ -15,7 +14,7 @@ use srp_store::StoreError;
 use srp_store::cache::{CacheError, ExportError, ImportError, KeyError, Severity};
 
 use crate::style::Style;
-use crate::visible::visible;
+use crate::terminal::{self, indented};
 
 /// The exit codes. A command that runs another program (`srp shell`) exits with that program's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,17 +111,19 @@ impl CommandError {
         let mut text = String::new();
         match &self.message {
             Message::Silent => {}
-            Message::Text(message) => text = format!("{} {message}\n", style.error("error:")),
+            Message::Text(message) => {
+                text = format!("{} {}\n", style.error("error:"), indented(message));
+            }
             Message::Chain(error) => {
-                text = format!("{} {error}\n", style.error("error:"));
+                let message = indented(&error.to_string());
+                text = format!("{} {message}\n", style.error("error:"));
                 text += &causes(&**error);
             }
         }
         for hint in &self.hints {
-            let _ = writeln!(text, "{} {hint}", style.hint("hint:"));
+            let _ = writeln!(text, "{} {}", style.hint("hint:"), indented(hint));
         }
-        // There is nowhere left to say that standard error is closed.
-        let _ = std::io::stderr().lock().write_all(text.as_bytes());
+        terminal::write(&text);
     }
 }
 
@@ -135,7 +136,7 @@ pub(crate) fn causes(error: &dyn Error) -> String {
         let message = error.to_string();
         // Some libraries repeat their cause in their own message.
         if !last.ends_with(&message) {
-            let _ = writeln!(text, "  because: {message}");
+            let _ = writeln!(text, "  because: {}", indented(&message));
         }
         last = message;
         cause = error.source();
@@ -189,6 +190,9 @@ impl From<CacheError> for CommandError {
                 "do that where the cache's files lie, or let the server list them as JSON (nginx: autoindex)",
             ),
             CacheError::NotRealised { .. } => Some("srp realise it first"),
+            CacheError::UnknownRoots { .. } => {
+                Some("srp cache list CACHE shows all that there are")
+            }
             CacheError::Transport { ref url, ref source, .. } if url.starts_with("s3://") => {
                 bucket_hint(source.kind())
             }
@@ -256,7 +260,20 @@ impl From<ImportError> for CommandError {
 
 impl From<KeyError> for CommandError {
     fn from(error: KeyError) -> CommandError {
-        CommandError::chain(ExitCode::User, error)
+        let hint = match &error {
+            KeyError::Exists { .. } => {
+                Some("srp key list shows all; give the new one another name")
+            }
+            KeyError::Malformed { kind: "secret", .. } => {
+                Some("remove that file, and make another key: srp key generate NAME")
+            }
+            _ => None,
+        };
+        let error = CommandError::chain(ExitCode::User, error);
+        match hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
     }
 }
 
@@ -279,19 +296,13 @@ impl From<EvalError> for CommandError {
             EvalError::Process { .. } | EvalError::Answer { .. } => {
                 CommandError::chain(code, error)
             }
-            _ => CommandError::new(code, foreign(&error.rendered())),
+            _ => CommandError::new(code, error.rendered().trim_end()),
         };
         match hint {
             Some(hint) => error.hint(hint),
             None => error,
         }
     }
-}
-
-/// Lines of which parts are foreign.
-fn foreign(text: &str) -> String {
-    let lines: Vec<String> = text.trim_end().split('\n').map(visible).collect();
-    lines.join("\n")
 }
 
 /// What a user could do about an evaluation that takes too much.

@@ -11,6 +11,7 @@ use srp_store::Store;
 use srp_store::cache::{Exported, Exporter, Packs};
 use srp_store::staged::{self, Staged};
 
+use crate::cache::counted;
 use crate::context::Context;
 use crate::error::{CommandError, CommandResult, ExitCode};
 use crate::goals::Goals;
@@ -67,8 +68,8 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
             None => "signed by nobody".to_owned(),
         };
         terminal::say(&format!(
-            "{} objects ({} before compression), {signed}",
-            contents.objects,
+            "{} ({} before compression), {signed}",
+            counted(contents.objects, "object"),
             HumanBytes(contents.size_bytes)
         ));
     }

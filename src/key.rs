@@ -35,6 +35,9 @@ pub(crate) enum Command {
         /// A public key, or a file that holds one
         #[arg(value_name = "NAME:BASE64|FILE")]
         key: String,
+        /// Trust it again, although it was revoked
+        #[arg(long)]
+        force: bool,
     },
     /// Trust a key no longer, even if the configuration names it
     Revoke {
@@ -60,8 +63,12 @@ pub(crate) fn run(context: &Context, command: &Command) -> CommandResult {
             terminal::answer(&format!("{}\n", key.public()))
         }
         Command::List { json } => list(context, &keyring, *json),
-        Command::Trust { key } => {
+        Command::Trust { key, force } => {
             let key = public(key)?;
+            if !force && keyring.revoked()?.contains(&key.id()) {
+                let message = format!("the key {} ({}) is revoked", key.name(), key.id());
+                return Err(CommandError::user(message).hint("--force trusts it again"));
+            }
             keyring.trust(&key)?;
             terminal::say(&format!("{} ({}) is trusted", key.name(), key.id()));
             Ok(())
@@ -79,11 +86,21 @@ pub(crate) fn run(context: &Context, command: &Command) -> CommandResult {
 }
 
 fn list(context: &Context, keyring: &Keyring, as_json: bool) -> CommandResult {
-    let mut own = Vec::new();
+    let (mut own, mut unusable) = (Vec::new(), Vec::new());
     for name in keyring.secrets()? {
-        own.push(SecretKey::read(&keyring.secret_path(&name))?.public());
+        match SecretKey::read(&keyring.secret_path(&name)) {
+            Ok(key) => own.push(key.public()),
+            Err(error) => unusable.push(error),
+        }
+    }
+    for error in &unusable {
+        tracing::warn!("{error}");
     }
     let policy = keyring.policy(context)?;
+    let state = |key: &PublicKey| match policy.revoked.contains(&key.id()) {
+        true => "  (revoked: it signs nothing)",
+        false => "",
+    };
     let trusted = || policy.trusted.values().filter(|key| !policy.revoked.contains(&key.id()));
     if as_json {
         return terminal::answer_json(&json!({
@@ -96,13 +113,18 @@ fn list(context: &Context, keyring: &Keyring, as_json: bool) -> CommandResult {
     }
     let mut text = String::new();
     for key in &own {
-        text += &format!("secret   {}  {key}\n", key.id());
+        text += &format!("secret   {}  {key}{}\n", key.id(), state(key));
     }
     for key in trusted() {
         text += &format!("trusted  {}  {key}\n", key.id());
     }
     for id in &policy.revoked {
         text += &format!("revoked  {id}\n");
+    }
+    if text.is_empty() && unusable.is_empty() && !context.options.quiet {
+        terminal::say(
+            "no keys yet: srp key generate NAME makes one, srp key trust KEY trusts another's",
+        );
     }
     terminal::answer(&text)
 }

@@ -11,7 +11,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use srp_store::cache::{KeyId, Policy, PublicKey, SecretKey};
+use srp_store::cache::{KeyError, KeyId, Policy, PublicKey, SecretKey};
 
 use crate::context::Context;
 use crate::error::{CommandError, CommandResult, ExitCode};
@@ -51,15 +51,36 @@ impl Keyring {
         names(&self.directory.join("secret"))
     }
 
-    /// The public keys that are trusted by file.
+    /// The public keys that are trusted by file. One that a crash tore is warned of, and trusted no
+    /// more.
     pub(crate) fn trusted(&self) -> CommandResult<Vec<PublicKey>> {
         let directory = self.directory.join("trusted");
-        let read = |name: &String| {
+        let mut keys = Vec::new();
+        for name in names(&directory)? {
             let path = directory.join(name);
-            let text = fs::read_to_string(&path).map_err(|error| failed("read", &path, &error))?;
-            Ok(text.trim().parse::<PublicKey>()?)
-        };
-        names(&directory)?.iter().map(read).collect()
+            let text = fs::read(&path).map_err(|error| failed("read", &path, &error))?;
+            match String::from_utf8_lossy(&text).trim().parse::<PublicKey>() {
+                Ok(key) => keys.push(key),
+                Err(_) => {
+                    let error = KeyError::Malformed { kind: "public", path };
+                    tracing::warn!("{error}, and is passed over; srp key trust writes it again");
+                }
+            }
+        }
+        Ok(keys)
+    }
+
+    /// Keys whose signatures can be checked, whether they are trusted or not: all that are known
+    /// here, one's own among them.
+    pub(crate) fn known(&self, context: &Context) -> CommandResult<BTreeMap<KeyId, PublicKey>> {
+        let mut known = self.policy(context)?.trusted;
+        for name in self.secrets()? {
+            match SecretKey::read(&self.secret_path(&name)) {
+                Ok(key) => drop(known.insert(key.public().id(), key.public())),
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
+        Ok(known)
     }
 
     /// The keys that are revoked.
@@ -68,7 +89,7 @@ impl Keyring {
         names.iter().map(|name| Ok(name.parse::<KeyId>()?)).collect()
     }
 
-    /// Trusts a key from here on.
+    /// Trusts a key from here on, even one that was revoked.
     pub(crate) fn trust(&self, key: &PublicKey) -> CommandResult {
         let id = key.id().to_string();
         write(&self.directory.join("trusted"), &id, &format!("{key}\n"))?;
@@ -78,6 +99,7 @@ impl Keyring {
     /// Trusts a key no longer, whatever the configuration says.
     pub(crate) fn revoke(&self, id: &KeyId) -> CommandResult {
         let id = id.to_string();
+        // First of all: a crash in between leaves it revoked.
         write(&self.directory.join("revoked"), &id, "")?;
         remove(&self.directory.join("trusted").join(id))
     }
@@ -115,14 +137,19 @@ fn names(directory: &Path) -> CommandResult<Vec<String>> {
 fn write(directory: &Path, name: &str, text: &str) -> CommandResult {
     make_private(directory)?;
     let path = directory.join(name);
-    fs::write(&path, text).map_err(|error| failed("write", &path, &error))
+    srp_store::staged::write_synced(&path, text.as_bytes())
+        .map_err(|error| failed("write", &path, &error))
 }
 
 fn remove(path: &Path) -> CommandResult {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove", path, &error)),
-        _ => Ok(()),
-    }
+    let removed = match fs::remove_file(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        removed => removed,
+    };
+    let directory = path.parent().unwrap_or(path);
+    removed
+        .and_then(|()| fs::File::open(directory)?.sync_all())
+        .map_err(|error| failed("remove", path, &error))
 }
 
 fn make_private(directory: &Path) -> CommandResult {

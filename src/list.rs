@@ -6,6 +6,7 @@ use serde_json::json;
 use crate::context::Context;
 use crate::error::CommandResult;
 use crate::terminal;
+use crate::visible::visible;
 
 /// List the attributes that the definitions have
 #[derive(Debug, Args)]
@@ -34,13 +35,15 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
         });
         return terminal::answer_json(&all.collect());
     }
-    let width = |text: fn(&srp_eval::Listed) -> &str| {
-        listed.iter().map(|it| text(it).len()).max().unwrap_or_default()
-    };
-    let (attr, version) = (width(|it| &it.attr), width(|it| &it.version));
+    // A definition's words: none of them is to look like another row.
+    let rows =
+        listed.iter().map(|it| [&it.attr, &it.version, &it.description].map(|it| visible(it)));
+    let rows: Vec<[String; 3]> = rows.collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
+    let (first, second) = (width(0), width(1));
     let mut text = String::new();
-    for it in &listed {
-        let line = format!("{:attr$}  {:version$}  {}", it.attr, it.version, it.description);
+    for [attr, version, description] in &rows {
+        let line = format!("{attr:first$}  {version:second$}  {description}");
         text += line.trim_end();
         text.push('\n');
     }

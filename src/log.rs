@@ -1,7 +1,7 @@
 //! `srp log`: what a build printed.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 
 use clap::Args;
 use srp_store::{Action, Derivation, StaticHash, Store};
@@ -12,6 +12,9 @@ use crate::target::{Target, resolved_hash, short};
 use crate::terminal;
 
 /// Print the log of a build, finished or failed
+///
+/// On a terminal a log keeps its colours, and nothing else that would steer the terminal: that is
+/// spelled out. A file or a pipe gets the log's own bytes.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -44,15 +47,20 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     let failed = |error| {
         CommandError::chain(ExitCode::User, error).hint(format!("the log is {}", log.display()))
     };
-    let mut file = File::open(&log).map_err(failed)?;
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut buffer).map_err(failed)? {
-            0 => return Ok(()),
-            count => terminal::answer_bytes(&buffer[..count])?,
-        }
+    let mut log = BufReader::with_capacity(1 << 16, File::open(&log).map_err(failed)?);
+    let mut lines = Vec::new();
+    // Whole lines at a time, unless one is longer than a builder has any reason for.
+    while (&mut log).take(MOST_BYTES).read_until(b'\n', &mut lines).map_err(failed)? > 0 {
+        let more = log.buffer().iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        lines.extend_from_slice(&log.buffer()[..more]);
+        log.consume(more);
+        terminal::answer_log(&lines)?;
+        lines.clear();
     }
+    Ok(())
 }
+
+const MOST_BYTES: u64 = 1 << 20;
 
 /// The log of a derivation with the inputs that are chosen here, or of what was realised of it.
 fn find(

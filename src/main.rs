@@ -72,12 +72,7 @@ fn main() -> std::process::ExitCode {
     let CommandLine { options, command } = CommandLine::parse();
     let options = options.or_of(&|name| std::env::var_os(name));
     let style = Style::new(options.color, std::env::var_os("NO_COLOR").is_some());
-    let print_panic = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        if !srp_store::is_index_panic() {
-            print_panic(panic);
-        }
-    }));
+    terminal::report(options.verbose, options.quiet, style);
     // A panic has printed its message already.
     let result = std::panic::catch_unwind(|| run(options, &command));
     let code = match result {
@@ -96,7 +91,6 @@ fn main() -> std::process::ExitCode {
 }
 
 fn run(options: options::GlobalOptions, command: &Command) -> CommandResult<u8> {
-    terminal::report(options.verbose, options.quiet);
     let context = &Context::new(options)?;
     let done = |()| ExitCode::Success as u8;
     match command {

@@ -137,7 +137,7 @@ impl Progress {
         for line in String::from_utf8_lossy(lines).lines() {
             let _ = writeln!(text, "{prefix} {}", printable(line));
         }
-        terminal::write(text.as_bytes());
+        terminal::write(&text);
     }
 
     /// The rest of a log whose builder has ended without ending its line.
@@ -365,7 +365,7 @@ fn draw(state: Arc<Mutex<State>>, style: Style) -> Option<(Sender<()>, JoinHandl
                 bars.push(display.add(ProgressBar::no_length().with_style(template.clone())));
             }
             for (bar, line) in bars.iter().zip(&lines) {
-                bar.set_message(line.clone());
+                bar.set_message(terminal::row(line));
             }
             drawn = lines;
         }

@@ -13,6 +13,7 @@ use crate::error::CommandResult;
 use crate::goals::{Goals, Graph};
 use crate::target::{realised, short};
 use crate::terminal;
+use crate::visible::visible;
 
 /// Show what something is made from, down to the seed, and how much has to be trusted
 ///
@@ -282,7 +283,7 @@ fn described(hash: &StaticHash, derivation: &Derivation) -> String {
         _ => short(hash),
     };
     let version = if derivation.version.is_empty() { "" } else { " " };
-    format!("{}{version}{}  {hash}", derivation.name, derivation.version)
+    format!("{}{version}{}  {hash}", derivation.name, visible(&derivation.version))
 }
 
 /// How large a fetched file is, if the definitions say it or the store has it.

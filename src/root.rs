@@ -51,6 +51,9 @@ pub(crate) fn run(context: &Context, command: &Command) -> CommandResult {
                     return Err(CommandError::user(format!("there is no root {name}"))
                         .hint("srp root list shows all"));
                 }
+                if !context.options.quiet {
+                    terminal::say(&format!("{name} is no root any more; its objects stay"));
+                }
             }
             Ok(())
         }
@@ -75,6 +78,9 @@ pub(crate) fn run(context: &Context, command: &Command) -> CommandResult {
                     format!("{:width$}  {}  {}\n", root.name, root.generation, path.display())
                 })
                 .collect();
+            if roots.is_empty() && !context.options.quiet {
+                terminal::say("no roots yet: srp realise ATTR makes one");
+            }
             terminal::answer(&lines)
         }
     }

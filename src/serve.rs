@@ -1,5 +1,6 @@
 //! `srp serve`: this machine's store as a binary cache, over HTTP.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -45,7 +46,8 @@ pub(crate) struct Arguments {
     /// The certificate's private key: PEM
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// How many connections are served at a time; others wait
+    /// How many requests are answered at a time; others wait, and no address gets more than three
+    /// quarters
     #[arg(long, value_name = "N", default_value_t = std::num::NonZeroU16::new(64).expect("it is not 0"))]
     connections: std::num::NonZeroU16,
     #[command(flatten)]
@@ -66,7 +68,11 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
         (settings.token.is_some(), if settings.tls.is_some() { "https" } else { "http" });
     // First of all: that a port is taken should be known before minutes of packing.
     let server = Server::bind(&arguments.listen, settings).map_err(|error| {
-        CommandError::new(ExitCode::User, format!("can't listen at {}: {error}", arguments.listen))
+        let why = match error.kind() {
+            ErrorKind::InvalidInput => "expected ADDR:PORT, such as 127.0.0.1:5757".to_owned(),
+            _ => error.to_string(),
+        };
+        CommandError::user(format!("can't listen at {}: {why}", arguments.listen))
     })?;
     let address = server.address().map_err(|error| CommandError::chain(ExitCode::User, error))?;
     let offering = offering(context, arguments, key)?;

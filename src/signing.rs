@@ -48,7 +48,15 @@ pub(crate) fn signer(context: &Context, name: Option<&str>) -> CommandResult<Opt
         CommandError::user(format!("{name:?} is not the name of a key"))
             .hint("srp key list shows them")
     })?;
-    Ok(Some(SecretKey::read(&keyring.secret_path(name.as_str()))?))
+    let key = SecretKey::read(&keyring.secret_path(name.as_str()))?;
+    let id = key.public().id();
+    if keyring.revoked()?.contains(&id) {
+        return Err(CommandError::user(format!(
+            "the key {name} ({id}) is revoked: it signs nothing"
+        ))
+        .hint("srp key generate NAME makes another; --key NAME signs by it"));
+    }
+    Ok(Some(key))
 }
 
 /// Who builds here, as statements say it.

@@ -18,7 +18,7 @@ use crate::interrupt;
 use crate::progress::Progress;
 use crate::terminal;
 
-/// Look after sources
+/// Manage sources
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Save every source that attributes are made from, for use without a network
@@ -137,9 +137,13 @@ impl<'a> Mirror<'a> {
         }
         let failures = self.failures.into_inner().expect("no holder panics");
         for failure in &failures {
-            let mut text = format!("{} {failure}\n", context.style.error("failed:"));
+            let mut text = format!(
+                "{} {}\n",
+                context.style.error("failed:"),
+                terminal::indented(&failure.to_string())
+            );
             text += &causes(failure);
-            terminal::write(text.as_bytes());
+            terminal::write(&text);
         }
         let mut hints: Vec<String> = failures.iter().flat_map(FetchError::hints).collect();
         hints.dedup();

@@ -1,6 +1,13 @@
 //! Colour on standard error, or none.
+//!
+//! What is painted here carries marks that only [`crate::terminal`] turns into a terminal's own
+//! sequences: of these nothing passes it, so that foreign text can't bring any. The marks hold a
+//! number that is drawn when srp starts, and that no foreign text can know.
 
+use std::fmt::Write as _;
+use std::hash::{BuildHasher, RandomState};
 use std::io::IsTerminal;
+use std::sync::LazyLock;
 
 use clap::builder::styling::{AnsiColor, Style as Ansi};
 
@@ -60,6 +67,30 @@ impl Style {
     }
 
     fn paint(self, style: Ansi, text: &str) -> String {
-        if self.coloured { format!("{style}{text}{style:#}") } else { text.to_owned() }
+        if !self.coloured {
+            return text.to_owned();
+        }
+        let mark = &*MARK;
+        format!("{mark}{}{END}{text}{mark}{END}", style.render().to_string().replace('\x1b', ""))
     }
+}
+
+/// What a mark begins and ends with: characters that Unicode keeps for such use.
+const BEGIN: char = '\u{fdd0}';
+const END: char = '\u{fdd1}';
+static MARK: LazyLock<String> =
+    LazyLock::new(|| format!("{BEGIN}{:016x}", RandomState::new().hash_one("style")));
+
+/// What a text begins with, if that is a mark: the terminal's sequence, and the mark's length.
+pub(crate) fn mark(text: &str) -> Option<(String, usize)> {
+    let rest = text.strip_prefix(BEGIN)?.strip_prefix(&MARK[BEGIN.len_utf8()..])?;
+    let (styles, _) = rest.split_once(END)?;
+    let mut sequence = String::new();
+    for style in styles.split('[').skip(1) {
+        let _ = write!(sequence, "\x1b[{style}");
+    }
+    if sequence.is_empty() {
+        sequence = "\x1b[0m".to_owned();
+    }
+    Some((sequence, MARK.len() + styles.len() + END.len_utf8()))
 }

@@ -48,6 +48,38 @@ pub(crate) fn field(text: &str, most: usize) -> String {
     }
 }
 
+/// A line of a log: colours and emphasis (SGR) are as the builder wanted them, and end with the
+/// line; whatever else is no text is spelled out.
+pub(crate) fn log_line(line: &str) -> String {
+    let mut text = String::with_capacity(line.len());
+    let (mut rest, mut coloured) = (line, false);
+    while let Some(char) = rest.chars().next() {
+        let sequence = sgr(rest);
+        coloured |= sequence > 0;
+        match is_unseen(char) {
+            _ if sequence > 0 => text.push_str(&rest[..sequence]),
+            true => text += &spelled(char),
+            false => text.push(char),
+        }
+        rest = &rest[sequence.max(char.len_utf8())..];
+    }
+    if coloured { text + "\x1b[0m" } else { text }
+}
+
+/// The length of the SGR sequence that a text begins with; 0 if it begins with none.
+fn sgr(text: &str) -> usize {
+    const MOST_BYTES: usize = 64;
+    let Some(parameters) = text.strip_prefix("\x1b[") else { return 0 };
+    let end = parameters
+        .bytes()
+        .take(MOST_BYTES)
+        .position(|byte| !matches!(byte, b'0'..=b'9' | b';' | b':'));
+    match end {
+        Some(end) if parameters.as_bytes()[end] == b'm' => "\x1b[".len() + end + 1,
+        _ => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,5 +91,14 @@ mod tests {
         assert_eq!(visible("naïve ﷺ 文 \u{fffd}"), "naïve ﷺ 文 \u{fffd}");
         assert_eq!(field("ab\u{202e}cd", 3), "ab\\u{202e}…");
         assert_eq!(field("文文", 2), "文文");
+    }
+
+    #[test]
+    fn logs_keep_their_colours_and_nothing_else() {
+        assert_eq!(log_line("\t\x1b[1;38:5:9mred\x1b[m x"), "\t\x1b[1;38:5:9mred\x1b[m x\x1b[0m");
+        assert_eq!(log_line("\x1b[2Ja\x1b]0;title\x07\x1b[5"), "␛[2Ja␛]0;title␇␛[5");
+        assert_eq!(log_line("50%\r\u{9b}31m\u{202e}文"), "50%␍\\u{9b}31m\\u{202e}文");
+        let long = format!("\x1b[{}m", "1;".repeat(100));
+        assert!(log_line(&long).starts_with("␛["));
     }
 }

@@ -25,6 +25,7 @@ mod cases {
     mod failures;
     mod fetching;
     mod identity;
+    mod keys;
     mod machines;
     mod memory;
     mod neighbours;

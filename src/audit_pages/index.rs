@@ -102,7 +102,7 @@ fn table(audits: &[Audit], reasons: &Reasons<'_>) -> Markup {
     rows.sort_by_key(|audit| (rank(audit), &audit.name, &audit.version));
     html! {
         table #derivations {
-            caption { "What each derivation came to, as a whole and in each dimension" }
+            caption { "Result by derivation and dimension" }
             thead {
                 tr {
                     th scope="col" data-column="name" { "Derivation" }
@@ -169,7 +169,7 @@ fn cell(audit: &Audit, dimension: Dimension, reasons: &Reasons<'_>) -> Markup {
 
 fn legend(reasons: &Reasons<'_>) -> Markup {
     html! {
-        h2 { "Signs" }
+        h2 { "Legend" }
         dl.signs {
             @for outcome in Outcome::ALL {
                 dt.(outcome.class()) { (outcome.symbol()) }

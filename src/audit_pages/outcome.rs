@@ -68,7 +68,7 @@ impl<'a> Outcome<'a> {
             Outcome::Identical => "identical",
             Outcome::Differs => "differs",
             Outcome::Together => "differs, only together with others",
-            Outcome::Anyway => "nothing more differs than whatever is varied",
+            Outcome::Anyway => "no difference beyond those that appear with nothing varied",
             Outcome::NotApplicable(_) => "not applicable",
             Outcome::NotVaried => "not varied",
         }

@@ -78,7 +78,7 @@ pub use sealed::{SealError, Sealable, Sealed};
 pub use sighting::{Freshness, Sighting};
 pub use standing::Standing;
 pub use statement::{Provenance, StatedOutput, Statement};
-pub use verify::{Finding, Summary};
+pub use verify::{Finding, Summary, Verified};
 
 use crate::digest::{Digest, ObjectId, StaticHash};
 use crate::name::RootName;

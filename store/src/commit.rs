@@ -19,11 +19,13 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use tempfile::TempPath;
 
+use crate::compose::RESERVED;
 use crate::db::{self, Info};
 use crate::digest::{ResolvedHash, StaticHash};
 use crate::error::{IoContext, StoreError};
 use crate::files;
 use crate::listing::Listing;
+use crate::manifest;
 use crate::object::Object;
 use crate::open_tree::OpenTree;
 use crate::presence::link_target;
@@ -38,6 +40,8 @@ pub struct Registration {
     infos: Vec<(PathBuf, Vec<u8>)>,
     links: Vec<(PathBuf, PathBuf)>,
     realisations: Vec<(PathBuf, Vec<u8>)>,
+    /// Objects with something at `/srp`, and where their trees lie for now.
+    reserved: Vec<(Object, Arc<Listing>, PathBuf)>,
 }
 
 /// Lets threads that finish together share one `syncfs`.
@@ -67,9 +71,8 @@ impl Registration {
         listing: Arc<Listing>,
         staged: PathBuf,
     ) {
-        let size_bytes = listing.size_bytes();
+        self.record(store, object, &listing, &staged);
         self.tree(store, listing, staged);
-        self.existing_tree(store, object, size_bytes);
     }
 
     /// Adds a normalised tree at `staged`, on the store's file system, without an object: what is
@@ -81,12 +84,28 @@ impl Registration {
         store.remember_listing(listing);
     }
 
-    /// Adds an object whose tree is in the store already or in this registration.
-    pub fn existing_tree(&mut self, store: &Store, object: &Object, size_bytes: u64) {
+    /// Adds an object whose tree is in the store already or in this registration, and holds what
+    /// `listing` says.
+    pub fn existing_tree(&mut self, store: &Store, object: &Object, listing: &Arc<Listing>) {
+        self.record(store, object, listing, &store.tree_path(&object.tree));
+    }
+
+    fn record(&mut self, store: &Store, object: &Object, listing: &Arc<Listing>, tree: &Path) {
+        if listing.find(RESERVED).is_some() {
+            self.reserved.push((object.clone(), Arc::clone(listing), tree.to_owned()));
+        }
+        let size_bytes = listing.size_bytes();
         let info = Info { object: object.clone(), size_bytes };
         self.infos.push((store.info_path(&object.id()), db::encode(&info)));
         let path = store.object_path(&object.path_name());
         self.links.push((path, link_target(&object.tree)));
+    }
+
+    /// As what a forger's own program would register.
+    #[cfg(test)]
+    pub(crate) fn ungated(mut self) -> Registration {
+        self.reserved.clear();
+        self
     }
 
     /// Whether there is nothing to register.
@@ -109,8 +128,14 @@ impl Store {
     /// Registers everything in `registration`; when this returns, it survives a power cut.
     ///
     /// Calls from several threads at once are committed as a group.
+    ///
+    /// # Errors
+    /// [`StoreError::Reserved`] and [`StoreError::NotAStage`] for what would forge a stage.
     pub fn commit(&self, registration: Registration) -> Result<(), StoreError> {
         self.check_writable()?;
+        for (object, listing, tree) in &registration.reserved {
+            manifest::admit(object, listing, tree)?;
+        }
         if registration.is_empty() {
             return Ok(());
         }
@@ -260,7 +285,8 @@ impl Staged {
                 .map(|(path, bytes)| Ok((store.stage(&bytes, 0o444)?, path)))
                 .collect::<Result<Vec<_>, StoreError>>()
         };
-        let Registration { trees, listings, infos, links, realisations } = registration;
+        let Registration { trees, listings, infos, links, realisations, reserved: _ } =
+            registration;
         let has_objects = !trees.is_empty() || !infos.is_empty();
         let has_realisations = !realisations.is_empty();
         Ok(Staged {

@@ -146,6 +146,22 @@ pub enum StoreError {
     /// It was to end before it was through.
     #[error("interrupted")]
     Cancelled,
+    /// An object that is no stage holds something at `/srp`.
+    #[error(
+        "{object} holds something at /srp, which is srp's own: only a stage's manifest lies there"
+    )]
+    Reserved {
+        /// The object.
+        object: ObjectName,
+    },
+    /// A manifest names what the stage doesn't refer to: it would compose what isn't its own.
+    #[error("{object} is no stage: its manifest names {component}, which it does not refer to")]
+    NotAStage {
+        /// The object.
+        object: ObjectName,
+        /// What the manifest names.
+        component: ObjectName,
+    },
     /// Two objects provide different things at one path.
     #[error("{}", .0)]
     Conflict(Box<Conflict>),

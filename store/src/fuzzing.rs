@@ -10,6 +10,7 @@ use crate::cache::{DELTA_MAGIC, Index, apply_delta, first_line};
 use crate::derivation::Derivation;
 use crate::digest::Digest;
 use crate::encode::{Canonical, Encoder};
+use crate::manifest::Manifest;
 use crate::object::Object;
 use crate::tree::Directory;
 
@@ -42,6 +43,14 @@ pub fn payload(bytes: &[u8]) {
     value::<Contents>(bytes);
     value::<Derivation>(bytes);
     value::<Object>(bytes);
+}
+
+/// A stage's manifest.
+pub fn manifest(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(manifest) = text.parse::<Manifest>() {
+        assert_eq!(manifest.encode().parse(), Ok(manifest));
+    }
 }
 
 /// A directory's entries, and a pack's index of a tree that is this one directory.

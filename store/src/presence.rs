@@ -125,7 +125,7 @@ impl Store {
         }
         let complete = object.references(ReferenceKind::ALL).all(|it| here.get(&it) == Some(&true));
         let Some(listing) = self.tree(&object.tree)?.filter(|_| complete) else { return Ok(false) };
-        registration.existing_tree(self, object, listing.extent().size_bytes);
+        registration.existing_tree(self, object, &listing);
         Ok(true)
     }
 

@@ -83,6 +83,16 @@ impl Staged {
         self.path.persist(path).map_err(|error| error.error)
     }
 
+    /// As [`place_synced`](Staged::place_synced), but a file that is there stays.
+    ///
+    /// # Errors
+    /// As there; [`ErrorKind::AlreadyExists`] for what is there.
+    pub fn place_new_synced(self, path: &Path) -> io::Result<()> {
+        self.file.sync_all()?;
+        self.path.persist_noclobber(path).map_err(|error| error.error)?;
+        File::open(directory_of(path))?.sync_all()
+    }
+
     /// As [`place`](Staged::place), and survives a power cut from its return on.
     ///
     /// # Errors

@@ -246,7 +246,7 @@ fn only_who_is_trusted_decides_and_a_wrong_signature_is_loud() {
     let down = "http://127.0.0.1:1/";
     let arguments = ["audit", "--closure", "t.x.upper", "--json", "--against", down];
     let run = user.srp(&arguments).exited(1).says(&["nothing could be compared"]);
-    assert_eq!(run.stderr.matches("WARN").count(), 1, "{run}");
+    assert_eq!(run.stderr.matches("warning:").count(), 1, "{run}");
     // What nobody says anything of takes one line, and not one for each.
     let text = user.srp(&[&arguments[..3], &arguments[4..]].concat()).exited(1);
     assert_eq!(text.stdout.matches("nobody").count(), 1, "{text}");
@@ -260,7 +260,7 @@ fn only_who_is_trusted_decides_and_a_wrong_signature_is_loud() {
     user.srp(&["key", "revoke", "builder-1"]).succeeded();
     let run = user.srp(&against).exited(1);
     assert!(run.stdout.contains("not counted: the revoked key "), "{run}");
-    user.srp(&["key", "trust", &key]).succeeded();
+    user.srp(&["key", "trust", "--force", &key]).succeeded();
     for directory in ["static", "resolved"] {
         for hash in list(&cache.join("realisations").join(directory)) {
             for file in list(&hash) {
@@ -270,7 +270,7 @@ fn only_who_is_trusted_decides_and_a_wrong_signature_is_loud() {
             }
         }
     }
-    let run = user.srp(&against).exited(4).says(&["ERROR", "a wrong signature by builder-1", at]);
+    let run = user.srp(&against).exited(4).says(&["error:", "a wrong signature by builder-1", at]);
     assert!(run.stdout.contains("  WRONG SIGNATURE by builder-1 ("), "{run}");
     for option in ["--rounds=2", "--vary=user", "--sign"] {
         user.srp(&[&against[..], &[option]].concat()).exited(2);
@@ -362,7 +362,7 @@ fn a_rebuild_that_was_signed_is_a_second_builder() {
     assert!(publish().stdout.contains("1 stated as not built here"));
 
     let run = second.srp(&["audit", "t.x.lower", "--vary", "user", "--sign"]).succeeded();
-    run.says(&["is signed by builder-2: srp cache push publishes it"]);
+    run.says(&["signed as built here by builder-2; srp cache push publishes it"]);
     refused();
     assert!(!publish().stdout.contains("not built here"));
     let run = third().srp(&["realise", "--no-build", "t.x.lower"]).succeeded();

@@ -132,7 +132,7 @@ fn the_table_says_what_each_dimension_came_to(browser: &Browser) {
         (broken, "hostname", "identical"),
         (hostile, "hostname", "differs"),
         (hostile, "umask", "identical"),
-        (random, "umask", "nothing more differs than whatever is varied"),
+        (random, "umask", "no difference beyond those that appear with nothing varied"),
         (innocent, "hostname", "identical"),
         (innocent, "clock", "not varied"),
     ] {

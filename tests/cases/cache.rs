@@ -86,7 +86,7 @@ fn tampering_is_loud_and_the_next_cache_or_a_build_helps() {
     let run = alone.srp(&["realise", "t.x"]).succeeded();
     assert_eq!(name(&run), name(&built));
     assert_eq!(run.built(), ["applets", "lower", "upper"], "{run}");
-    run.says(&["ERROR", "is not what its digest", cache.to_str().unwrap()]);
+    run.says(&["error:", "is not what its digest", cache.to_str().unwrap()]);
     alone.assert_tidy();
 
     let both = user(&[cache.to_str().unwrap(), good.to_str().unwrap()], &[&key], "");
@@ -119,7 +119,7 @@ fn an_unknown_key_is_nobody_and_a_wrong_signature_is_named() {
     let user = user(&[at], &[&key], "");
     let run = user.srp(&["realise", "t.x.lower"]).succeeded();
     assert_eq!(run.built(), ["applets", "lower"], "{run}");
-    run.says(&["ERROR", "builder-1", at]);
+    run.says(&["error:", "builder-1", at]);
     drop(builder);
 }
 
@@ -144,7 +144,7 @@ fn a_cache_that_is_down_or_talks_nonsense_is_one_that_has_nothing() {
         let place = user(&[url], &[&key], "");
         let run = place.srp(&["realise", "t.x.upper"]).succeeded();
         assert_eq!(run.built(), ["applets", "lower", "upper"], "{url}: {run}");
-        let warnings = run.stderr.lines().filter(|line| line.contains("WARN")).count();
+        let warnings = run.stderr.lines().filter(|line| line.contains("warning:")).count();
         assert_eq!(warnings, 1, "{url}: {run}");
         let place = user(&[url, cache.to_str().unwrap()], &[&key], "");
         place.srp(&["realise", "--no-build", "t.x"]).succeeded();
@@ -198,7 +198,7 @@ fn a_web_server_takes_and_gives() {
     let long_ago = SystemTime::now() - Duration::from_secs(40 * 24 * 60 * 60);
     fs::File::open(&abandoned).unwrap().set_modified(long_ago).unwrap();
     let deleted = builder.srp(&["cache", "gc", &listing_url]).succeeded().stdout;
-    assert!(deleted.contains("deleted 1 files"), "{deleted}");
+    assert!(deleted.contains("deleted 1 file ("), "{deleted}");
     assert!(!abandoned.exists());
     builder.srp(&["cache", "verify", root.to_str().unwrap()]).succeeded();
     let built = builder.srp(&["realise", "t.x"]).succeeded();

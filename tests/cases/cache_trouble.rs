@@ -31,7 +31,7 @@ return {"": odd}
 "#;
 
 fn warnings(run: &Run) -> usize {
-    run.stderr.lines().filter(|line| line.contains("WARN")).count()
+    run.stderr.lines().filter(|line| line.contains("warning:")).count()
 }
 
 /// Realises from a slow server, and interferes when a part of the large file has come.
@@ -129,13 +129,13 @@ fn old_news_are_told_and_nothing_fails() {
 
     let user = user_of(&newer, &[&at], &[&key], "");
     let run = user.srp(&["realise", "--no-build", "t.x"]).succeeded();
-    assert!(!run.stderr.contains("ERROR"), "{run}");
+    assert!(!run.stderr.contains("error:"), "{run}");
     fs::remove_dir_all(&cache).unwrap();
     copy(&old, &cache);
     user.define(SMALL);
     let run = user.srp(&["realise", "--no-build", "t.x"]).succeeded();
     run.says(&[
-        "ERROR",
+        "error:",
         "serves generation 1 of t.x by builder-1",
         "served generation 2 before",
         &at,

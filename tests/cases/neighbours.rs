@@ -151,7 +151,7 @@ fn one_serves_and_the_other_needs_no_build_even_if_the_server_dies() {
     let user = taking(&[first.url(), second.url()], key);
     let run = killing(&user, &mut first, &realise).succeeded();
     assert_eq!(name(&run.stdout), built, "{run}");
-    run.says(&["WARN", first.url()]);
+    run.says(&["warning:", first.url()]);
     user.place.assert_tidy();
 
     // There is no other one: it is built.

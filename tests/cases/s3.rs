@@ -133,7 +133,7 @@ fn what_is_wrong_with_a_bucket_is_said() {
         let user = user_of(LARGE, &[at], &[&key], "");
         let run = srp(&user, &moto, variables, &["realise", "t.x.small"]).succeeded();
         assert_eq!(run.built(), ["applets", "small"], "{run}");
-        assert_eq!(run.stderr.matches("WARN").count(), 1, "{run}");
+        assert_eq!(run.stderr.matches("warning:").count(), 1, "{run}");
         run.says(&[at, said[0]]);
     }
 }

@@ -49,7 +49,7 @@ fn a_store_is_a_cache_without_being_published() {
     dry.says(&["1 to substitute (", &format!(" from {}", server.url())]);
     let run = user.srp(&["realise", "--no-build", "t.x"]).succeeded();
     assert_eq!(name(&run), name(&built));
-    assert_eq!(run.stderr.matches("WARN").count(), 0, "{run}");
+    assert_eq!(run.stderr.matches("warning:").count(), 0, "{run}");
     user.assert_tidy();
     // What was no root is there, too, and what is built while it serves.
     user.srp(&["realise", "--no-build", "t.x.upper"]).succeeded();

@@ -421,7 +421,11 @@ fn processors(plan: &mut SandboxPlan, all: usize) -> Result<Variation, String> {
         }
     }
     plan.env.insert("SRP_CORES".to_owned(), jobs.clone());
-    Ok(Variation { usual: format!("{all}, {usual} jobs"), varied: format!("{fewer}, {jobs} jobs") })
+    let with = |processors: usize, jobs: &str| match jobs {
+        "1" => format!("{processors}, 1 job"),
+        several => format!("{processors}, {several} jobs"),
+    };
+    Ok(Variation { usual: with(all, &usual), varied: with(fewer, &jobs) })
 }
 
 /// Another processor, for what reads about it.

@@ -173,7 +173,9 @@ impl Count {
 fn occupied(found: &FileStat) -> u64 {
     let is_directory = found.st_mode & libc::S_IFMT == libc::S_IFDIR;
     let links = if is_directory { 1 } else { found.st_nlink.max(1) };
-    (found.st_blocks.max(0) as u64).saturating_mul(512) / links as u64
+    #[allow(clippy::unnecessary_cast, reason = "32 bits on aarch64")]
+    let links = links as u64;
+    (found.st_blocks.max(0) as u64).saturating_mul(512) / links
 }
 
 #[cfg(test)]
@@ -219,7 +221,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let closed = directory.path().join("closed");
         fs::create_dir(&closed).expect("created");
-        fs::set_permissions(&closed, fs::Permissions::from_mode(0)).expect("set");
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o0)).expect("set");
         let found = count(directory.path());
         fs::set_permissions(&closed, fs::Permissions::from_mode(0o755)).expect("set");
         assert!(found.is_partial);

@@ -1,30 +1,31 @@
 //! One connection: request after request, until the client goes, is too slow, or has to make room.
 
-use std::io::{Error, ErrorKind, Read, Result, Write};
+use std::io::{ErrorKind, Read, Result, Write};
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::{ServerConnection, StreamOwned};
 
+use crate::serve::crowd::Place;
 use crate::serve::request::{Method, Parsed, Request, parse};
 use crate::serve::response::{Reply, message, resource};
 use crate::serve::server::Shared;
+use crate::serve::socket::Socket;
 
-/// How often somebody who waits looks whether to go on.
-const TICK: Duration = Duration::from_millis(200);
+/// What is sent when everything is said has so long to come: the body of a refused request.
+const LINGER: Duration = Duration::from_millis(200);
 
 /// A connection, with or without TLS.
 pub(super) enum Stream {
-    Plain(TcpStream),
-    Tls(Box<StreamOwned<ServerConnection, TcpStream>>),
+    Plain(Socket),
+    Tls(Box<StreamOwned<ServerConnection, Socket>>),
 }
 
 /// Serves a connection to its end.
-pub(super) fn serve(socket: TcpStream, shared: &Shared) -> Result<()> {
-    socket.set_nodelay(true)?;
-    // Reading is tried again and again; writing a little has to succeed in this time.
-    socket.set_read_timeout(Some(TICK))?;
-    socket.set_write_timeout(Some(shared.settings.stalled))?;
+pub(super) fn serve(tcp: Arc<TcpStream>, place: &Place, shared: &Shared) -> Result<()> {
+    tcp.set_nodelay(true)?;
+    let socket = Socket::new(tcp, place.taken());
     let mut stream = match &shared.settings.tls {
         Some(tls) => Stream::Tls(Box::new(StreamOwned::new(tls.connection()?, socket))),
         None => Stream::Plain(socket),
@@ -32,7 +33,9 @@ pub(super) fn serve(socket: TcpStream, shared: &Shared) -> Result<()> {
     let mut buffer = Vec::new();
     let mut first = true;
     loop {
-        let request = match next(&mut stream, &mut buffer, first, shared)? {
+        let next = next(&mut stream, &mut buffer, first, place, shared)?;
+        stream.socket().pace(shared.settings.stalled);
+        let request = match next {
             Next::Request(request) => request,
             Next::End => return stream.close(),
             Next::Bad(status) => {
@@ -42,14 +45,17 @@ pub(super) fn serve(socket: TcpStream, shared: &Shared) -> Result<()> {
         };
         first = false;
         tracing::debug!(path = request.path, range = ?request.range, "request");
-        answer(&mut stream, &request, shared)?;
+        if !place.wait() {
+            return Ok(());
+        }
+        answer(&mut stream, &request, place, shared)?;
         if !request.keep_alive || shared.is_ending() {
             return stream.close();
         }
     }
 }
 
-fn answer(to: &mut Stream, request: &Request, shared: &Shared) -> Result<()> {
+fn answer(to: &mut Stream, request: &Request, place: &Place, shared: &Shared) -> Result<()> {
     let reply = Reply { keep_alive: request.keep_alive, body: request.method != Method::Head };
     if let Some(token) = &shared.settings.token
         && !token.admits(request.authorization.as_deref())
@@ -59,12 +65,16 @@ fn answer(to: &mut Stream, request: &Request, shared: &Shared) -> Result<()> {
     if request.method == Method::Other {
         return message(to, reply, 405, "Allow: GET, HEAD\r\n");
     }
-    match shared.site.get(&request.path, request.host.as_deref()) {
+    let found = shared.site.get(&request.path, request.host.as_deref());
+    // Finding it was the server's time, and may have been long.
+    place.sending();
+    to.socket().pace(shared.settings.stalled);
+    match found {
         Ok(Some(found)) => resource(to, reply, request.range, found),
         Ok(None) => message(to, reply, 404, ""),
         Err(error) => {
             let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-            tracing::warn!("{} can't be served: {error}{cause}", request.path);
+            tracing::warn!("{:?} can't be served: {error}{cause}", request.path);
             message(to, reply, 500, "")
         }
     }
@@ -77,10 +87,23 @@ enum Next {
     Bad(u16),
 }
 
-/// Reads the next head. Between requests a client may be silent for a while, unless somebody else
-/// waits for the connection; a head that has begun must come soon.
-fn next(stream: &mut Stream, buffer: &mut Vec<u8>, first: bool, shared: &Shared) -> Result<Next> {
-    let mut began = Instant::now();
+/// Reads the next head. Between requests a client may be silent for a while, unless its place is
+/// needed; a head that has begun must come whole in its time, and so must the first one.
+fn next(
+    stream: &mut Stream,
+    buffer: &mut Vec<u8>,
+    first: bool,
+    place: &Place,
+    shared: &Shared,
+) -> Result<Next> {
+    let settings = &shared.settings;
+    let mut silent = buffer.is_empty() && !first;
+    let (stays, time) =
+        if silent { (place.idle(), settings.idle) } else { (place.asking(), settings.head) };
+    if !stays {
+        return Ok(Next::End);
+    }
+    stream.socket().give(time);
     loop {
         if !buffer.is_empty() {
             match parse(buffer) {
@@ -92,65 +115,62 @@ fn next(stream: &mut Stream, buffer: &mut Vec<u8>, first: bool, shared: &Shared)
                 Parsed::Partial => {}
             }
         }
-        let was_idle = buffer.is_empty();
         let mut chunk = [0; 4096];
         match stream.read(&mut chunk) {
             Ok(0) => return Ok(Next::End),
             Ok(count) => {
                 buffer.extend_from_slice(&chunk[..count]);
-                if was_idle {
-                    began = Instant::now();
+                if std::mem::take(&mut silent) {
+                    if !place.asking() {
+                        return Ok(Next::End);
+                    }
+                    stream.socket().give(settings.head);
                 }
             }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
-                ) => {}
-            // How TLS tells of a client that is gone without a word.
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof && was_idle => {
-                return Ok(Next::End);
-            }
-            Err(error) => return Err(error),
-        }
-        let waited = began.elapsed();
-        let settings = &shared.settings;
-        if buffer.is_empty() && !first {
-            if waited > settings.idle || shared.is_crowded() || shared.is_ending() {
-                return Ok(Next::End);
-            }
-        } else if waited > settings.head || shared.is_ending() {
-            return Ok(if buffer.is_empty() { Next::End } else { Next::Bad(408) });
+            Err(error) => match error.kind() {
+                ErrorKind::Interrupted => {}
+                ErrorKind::TimedOut if buffer.is_empty() => return Ok(Next::End),
+                ErrorKind::TimedOut => return Ok(Next::Bad(408)),
+                // How TLS tells of a client that is gone without a word.
+                ErrorKind::UnexpectedEof if buffer.is_empty() => return Ok(Next::End),
+                _ => return Err(error),
+            },
         }
     }
 }
 
 impl Stream {
+    pub(super) fn socket(&self) -> &Socket {
+        match self {
+            Stream::Plain(socket) => socket,
+            Stream::Tls(tls) => &tls.sock,
+        }
+    }
+
     /// Says that nothing more comes.
     fn close(self) -> Result<()> {
         let socket = match self {
             Stream::Plain(socket) => socket,
             Stream::Tls(mut tls) => {
                 tls.conn.send_close_notify();
-                tls.flush()?;
+                // To flush the stream would be to finish a handshake first.
+                while tls.conn.wants_write() {
+                    tls.conn.write_tls(&mut tls.sock)?;
+                }
                 tls.sock
             }
         };
-        match socket.shutdown(std::net::Shutdown::Write) {
+        match socket.tcp().shutdown(std::net::Shutdown::Write) {
             // The client was faster.
             Err(error) if error.kind() == ErrorKind::NotConnected => return Ok(()),
             ended => ended?,
         }
         // What a client still sends (the body of a refused request) is taken for a moment: closing
         // would reset the connection, and the answer be lost on its way.
-        let began = Instant::now();
+        socket.give(LINGER);
+        let mut socket = socket;
         let mut rest = [0; 4096];
-        while began.elapsed() < TICK {
-            match (&socket).read(&mut rest) {
-                Ok(count) if count > 0 => {}
-                _ => break,
-            }
-        }
+        while matches!(socket.read(&mut rest), Ok(1..)) {}
         Ok(())
     }
 }
@@ -166,15 +186,10 @@ impl Read for Stream {
 
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> Result<usize> {
-        let written = match self {
+        match self {
             Stream::Plain(socket) => socket.write(bytes),
             Stream::Tls(tls) => tls.write(bytes),
-        };
-        // The system's word for a time that is over.
-        written.map_err(|error| match error.kind() {
-            ErrorKind::WouldBlock => Error::new(ErrorKind::TimedOut, "the client takes nothing"),
-            _ => error,
-        })
+        }
     }
 
     fn flush(&mut self) -> Result<()> {

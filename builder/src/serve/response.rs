@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{Error, ErrorKind, Read, Result, Seek, SeekFrom, Write};
 use std::ops::Range;
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::sendfile::sendfile64 as sendfile;
@@ -12,10 +11,7 @@ use crate::serve::connection::Stream;
 use crate::serve::request::AskedRange;
 
 /// What is sent between two looks at the clock.
-const CHUNK_BYTES: u64 = 512 << 10;
-/// Who takes less than this, on average after a minute, is not served to the end.
-const BYTES_PER_SECOND: u64 = 2 << 10;
-const GRACE: Duration = Duration::from_secs(60);
+const CHUNK_BYTES: u64 = 128 << 10;
 
 /// Something that is served.
 #[derive(Debug)]
@@ -123,18 +119,24 @@ fn head(status: u16, reply: Reply, fields: &str, length: u64) -> Vec<u8> {
 /// and copies.
 fn send(to: &mut Stream, mut file: File, range: Range<u64>) -> Result<()> {
     file.seek(SeekFrom::Start(range.start))?;
-    let began = Instant::now();
     let mut buffer = Vec::new();
     let mut left = range.end - range.start;
     while left > 0 {
         let chunk = left.min(CHUNK_BYTES);
         let sent = match to {
-            Stream::Plain(to) => match sendfile(&to, &file, None, chunk as usize) {
-                Err(Errno::EINTR) => continue,
-                // Not a byte was taken for as long as a write may last.
-                Err(Errno::EAGAIN) => return Err(ErrorKind::TimedOut.into()),
-                sent => sent? as u64,
-            },
+            Stream::Plain(to) => {
+                to.before_write()?;
+                match sendfile(to.tcp(), &file, None, chunk as usize) {
+                    Err(Errno::EINTR) => continue,
+                    // Not a byte was taken for as long as a write may last.
+                    Err(Errno::EAGAIN) => return Err(ErrorKind::TimedOut.into()),
+                    sent => {
+                        let sent = sent? as u64;
+                        to.written(sent);
+                        sent
+                    }
+                }
+            }
             Stream::Tls(to) => {
                 // `copy` would do it in pieces that are half a record of TLS.
                 buffer.clear();
@@ -148,11 +150,6 @@ fn send(to: &mut Stream, mut file: File, range: Range<u64>) -> Result<()> {
             return Err(Error::new(ErrorKind::UnexpectedEof, "a file became shorter"));
         }
         left -= sent;
-        let elapsed = began.elapsed();
-        let total = range.end - range.start - left;
-        if elapsed > GRACE && total / elapsed.as_secs().max(1) < BYTES_PER_SECOND {
-            return Err(Error::new(ErrorKind::TimedOut, "the client is too slow"));
-        }
     }
     Ok(())
 }

@@ -2,10 +2,9 @@
 
 use std::error::Error;
 use std::io::{ErrorKind, Result};
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -13,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::cancel::CancelToken;
 use crate::serve::connection::serve;
+use crate::serve::crowd::Crowd;
 use crate::serve::response::Resource;
 use crate::serve::tls::Tls;
 use crate::serve::token::Token;
@@ -37,17 +37,22 @@ pub trait Site: Send + Sync {
 /// How it is served.
 #[derive(Debug)]
 pub struct Settings {
-    /// How many connections are served at a time; others wait.
+    /// How many requests are answered at a time; others wait. One address gets three quarters.
     pub connections: usize,
+    /// How many clients may be connected, those that ask nothing at the moment among them. One
+    /// address gets three quarters, and who is too many goes: the slowest head, the longest idle.
+    pub open: usize,
     /// What clients have to know, if anything.
     pub token: Option<Token>,
     /// The certificate, for TLS.
     pub tls: Option<Tls>,
-    /// How long a request's head may take, and the first one to begin.
+    /// How long a request's head may take, from its first byte to its last; the first one from
+    /// when the client connects, with all of a TLS handshake.
     pub head: Duration,
     /// How long a connection may be silent between requests.
     pub idle: Duration,
-    /// How long a client may take nothing of an answer.
+    /// How long a client may take nothing of an answer. On average it has to take 4 KiB a second,
+    /// with so long a start.
     pub stalled: Duration,
 }
 
@@ -55,6 +60,8 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             connections: 64,
+            // Of the 1024 descriptors that a process has as a rule, some are for files.
+            open: 512,
             token: None,
             tls: None,
             head: Duration::from_secs(10),
@@ -76,10 +83,6 @@ pub(super) struct Shared {
     pub(super) site: Arc<dyn Site>,
     pub(super) settings: Settings,
     cancel: CancelToken,
-    free: Mutex<usize>,
-    freed: Condvar,
-    /// Somebody waits for a connection to end.
-    crowded: AtomicBool,
 }
 
 impl Server {
@@ -97,21 +100,18 @@ impl Server {
 
     /// Serves until it is cancelled; what is being sent then has a moment to finish.
     pub fn run(self, site: Arc<dyn Site>, cancel: &CancelToken) -> Result<()> {
-        let connections = self.settings.connections.max(1);
-        let shared = Arc::new(Shared {
-            site,
-            settings: self.settings,
-            cancel: cancel.clone(),
-            free: Mutex::new(connections),
-            freed: Condvar::new(),
-            crowded: AtomicBool::new(false),
-        });
-        while let Some(socket) = accept(&self.listener, cancel)? {
-            let Some(permit) = permit(&shared) else { break };
-            let name = "srp-serve".to_owned();
-            let served = std::thread::Builder::new().name(name).spawn(move || {
-                let shared = Arc::clone(&permit.0);
-                if let Err(error) = serve(socket, &shared) {
+        let crowd = Arc::new(Crowd::new(self.settings.open, self.settings.connections));
+        let shared = Arc::new(Shared { site, settings: self.settings, cancel: cancel.clone() });
+        while let Some((socket, address)) = accept(&self.listener, &crowd, cancel)? {
+            let socket = Arc::new(socket);
+            let Some(place) = crowd.enter(&socket, address) else {
+                tracing::debug!(%address, "a connection is refused: there are too many");
+                continue;
+            };
+            let shared = Arc::clone(&shared);
+            let thread = std::thread::Builder::new().name("srp-serve".to_owned());
+            let served = thread.spawn(move || {
+                if let Err(error) = serve(socket, &place, &shared) {
                     tracing::debug!(%error, "a connection ends");
                 }
             });
@@ -120,19 +120,12 @@ impl Server {
                 tracing::warn!(%error, "a connection can't be served");
             }
         }
-        let free = shared.free.lock().expect("no holder panics");
-        let busy = |free: &mut usize| *free < connections;
-        drop(shared.freed.wait_timeout_while(free, FAREWELL, busy).expect("no holder panics"));
+        crowd.end(FAREWELL);
         Ok(())
     }
 }
 
 impl Shared {
-    /// Whether somebody waits for a connection to end.
-    pub(super) fn is_crowded(&self) -> bool {
-        self.crowded.load(Ordering::Relaxed)
-    }
-
     /// Whether everything is to end.
     pub(super) fn is_ending(&self) -> bool {
         self.cancel.is_cancelled()
@@ -140,15 +133,19 @@ impl Shared {
 }
 
 /// The next connection; none when everything is to end.
-fn accept(listener: &TcpListener, cancel: &CancelToken) -> Result<Option<TcpStream>> {
+fn accept(
+    listener: &TcpListener,
+    crowd: &Crowd,
+    cancel: &CancelToken,
+) -> Result<Option<(TcpStream, IpAddr)>> {
     loop {
         if cancel.is_cancelled() {
             return Ok(None);
         }
         match listener.accept() {
-            Ok((socket, _)) => {
+            Ok((socket, peer)) => {
                 socket.set_nonblocking(false)?;
-                return Ok(Some(socket));
+                return Ok(Some((socket, peer.ip())));
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 let mut waiting = [
@@ -163,34 +160,14 @@ fn accept(listener: &TcpListener, cancel: &CancelToken) -> Result<Option<TcpStre
             // A client that was gone before it was served, or no descriptor left for a moment.
             Err(error) => {
                 tracing::debug!(%error, "a connection can't be taken");
+                if matches!(
+                    error.raw_os_error().map(Errno::from_raw),
+                    Some(Errno::EMFILE | Errno::ENFILE)
+                ) {
+                    crowd.thin_out();
+                }
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
-    }
-}
-
-/// The right to serve a connection, when there is one; none when everything is to end.
-fn permit(shared: &Arc<Shared>) -> Option<Permit> {
-    let mut free = shared.free.lock().expect("no holder panics");
-    while *free == 0 {
-        if shared.is_ending() {
-            return None;
-        }
-        // Those who have nothing to ask make room.
-        shared.crowded.store(true, Ordering::Relaxed);
-        let wait = shared.freed.wait_timeout(free, Duration::from_millis(200));
-        free = wait.expect("no holder panics").0;
-    }
-    shared.crowded.store(false, Ordering::Relaxed);
-    *free -= 1;
-    Some(Permit(Arc::clone(shared)))
-}
-
-struct Permit(Arc<Shared>);
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        *self.0.free.lock().expect("no holder panics") += 1;
-        self.0.freed.notify_all();
     }
 }

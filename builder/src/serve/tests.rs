@@ -12,7 +12,7 @@ use crate::cancel::CancelToken;
 /// A file of a few megabytes, a page, and something that fails.
 struct Files(tempfile::NamedTempFile);
 
-const FILE_BYTES: usize = 3 << 20;
+pub(super) const FILE_BYTES: usize = 3 << 20;
 
 impl Files {
     fn new() -> Files {
@@ -40,14 +40,14 @@ impl Site for Files {
 }
 
 /// A server that runs until the value goes.
-struct Running {
-    address: SocketAddr,
+pub(super) struct Running {
+    pub(super) address: SocketAddr,
     cancel: CancelToken,
     thread: Option<std::thread::JoinHandle<std::io::Result<()>>>,
 }
 
 impl Running {
-    fn with(settings: Settings) -> Running {
+    pub(super) fn with(settings: Settings) -> Running {
         let server = Server::bind("127.0.0.1:0", settings).expect("a free port");
         let address = server.address().expect("bound");
         let cancel = CancelToken::new().expect("a token");
@@ -56,14 +56,14 @@ impl Running {
         Running { address, cancel, thread: Some(thread) }
     }
 
-    fn connect(&self) -> TcpStream {
+    pub(super) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.address).expect("it listens");
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
         stream
     }
 
     /// What a request over a connection of its own brings.
-    fn ask(&self, request: &str) -> String {
+    pub(super) fn ask(&self, request: &str) -> String {
         let mut stream = self.connect();
         stream.write_all(request.as_bytes()).expect("sent");
         rest(&mut stream)
@@ -78,14 +78,14 @@ impl Drop for Running {
     }
 }
 
-fn rest(stream: &mut TcpStream) -> String {
+pub(super) fn rest(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).expect("the server ends it");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Reads one response, whose body is as long as it says.
-fn response(stream: &mut impl Read) -> (String, Vec<u8>) {
+pub(super) fn response(stream: &mut impl Read) -> (String, Vec<u8>) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
@@ -104,7 +104,9 @@ fn whole_files_and_ranges_come_over_one_connection() {
     let server = Running::with(Settings::default());
     let mut stream = server.connect();
     // Two at once, which is allowed.
-    stream.write_all(b"GET / HTTP/1.1\r\n\r\nGET /file HTTP/1.1\r\n\r\n").expect("sent");
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\nGET /file HTTP/1.1\r\nHost: h\r\n\r\n")
+        .expect("sent");
     let (head, body) = response(&mut stream);
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("no-cache"), "{head}");
     assert_eq!(body, b"a page");
@@ -117,7 +119,7 @@ fn whole_files_and_ranges_come_over_one_connection() {
         ("bytes=3145000-9999999", 3_145_000..FILE_BYTES),
         ("bytes=-7", FILE_BYTES - 7..FILE_BYTES),
     ] {
-        write!(stream, "GET /file HTTP/1.1\r\nRange: {asked}\r\n\r\n").expect("sent");
+        write!(stream, "GET /file HTTP/1.1\r\nHost: h\r\nRange: {asked}\r\n\r\n").expect("sent");
         let (head, body) = response(&mut stream);
         assert!(head.starts_with("HTTP/1.1 206 "), "{head}");
         let place =
@@ -125,10 +127,11 @@ fn whole_files_and_ranges_come_over_one_connection() {
         assert!(head.contains(&place), "{head}");
         assert!(body == content()[range]);
     }
-    write!(stream, "GET /file HTTP/1.1\r\nRange: bytes=99999999-\r\n\r\n").expect("sent");
+    write!(stream, "GET /file HTTP/1.1\r\nHost: h\r\nRange: bytes=99999999-\r\n\r\n")
+        .expect("sent");
     let (head, _) = response(&mut stream);
     assert!(head.starts_with("HTTP/1.1 416 ") && head.contains("bytes */3145728"), "{head}");
-    stream.write_all(b"HEAD /file HTTP/1.1\r\nConnection: close\r\n\r\n").expect("sent");
+    stream.write_all(b"HEAD /file HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").expect("sent");
     let head = rest(&mut stream);
     assert!(head.contains("Content-Length: 3145728\r\n") && head.ends_with("\r\n\r\n"), "{head}");
 }
@@ -139,7 +142,7 @@ fn what_is_no_question_is_answered_so() {
     for (request, status) in [
         ("GET /other HTTP/1.0\r\n\r\n", "404"),
         ("GET /broken HTTP/1.0\r\n\r\n", "500"),
-        ("PUT /x HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", "405"),
+        ("PUT /x HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc", "405"),
         ("DELETE /file HTTP/1.0\r\n\r\n", "405"),
         ("nonsense\r\n\r\n", "400"),
         ("GET / HTTP/7\r\n\r\n", "505"),
@@ -147,10 +150,10 @@ fn what_is_no_question_is_answered_so() {
         let answer = server.ask(request);
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {answer}");
     }
-    let long = format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(20_000));
+    let long = format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n", "x".repeat(20_000));
     assert!(server.ask(&long).starts_with("HTTP/1.1 431 "));
     // A file that is shorter than was promised ends the connection, so that nobody takes it for whole.
-    let answer = server.ask("GET /short HTTP/1.1\r\n\r\n");
+    let answer = server.ask("GET /short HTTP/1.1\r\nHost: h\r\n\r\n");
     assert!(answer.contains("Content-Length: 3145733"), "{}", &answer[..200]);
 }
 
@@ -176,6 +179,7 @@ fn nobody_without_the_token_learns_anything() {
 fn the_slow_are_given_up_and_the_idle_make_room() {
     let settings = Settings {
         connections: 1,
+        open: 2,
         head: Duration::from_millis(600),
         stalled: Duration::from_millis(600),
         ..Settings::default()
@@ -184,7 +188,7 @@ fn the_slow_are_given_up_and_the_idle_make_room() {
     // Half a head, a byte at a time, however long that goes on.
     let mut slow = server.connect();
     let began = Instant::now();
-    for byte in b"GET / HTTP/1.1\r\n".iter().cycle() {
+    for byte in b"GET / HTTP/1.1\r\nHost: h\r\n".iter().cycle() {
         if slow.write_all(&[*byte]).is_err() || began.elapsed() > Duration::from_secs(10) {
             break;
         }
@@ -193,10 +197,10 @@ fn the_slow_are_given_up_and_the_idle_make_room() {
     assert!(began.elapsed() < Duration::from_secs(10), "a slow head goes on for ever");
     // One who asks for much and takes nothing: the server's send buffer fills, then time is up.
     let mut lazy = server.connect();
-    lazy.write_all("GET /file HTTP/1.1\r\n\r\n".repeat(20).as_bytes()).expect("sent");
+    lazy.write_all("GET /file HTTP/1.1\r\nHost: h\r\n\r\n".repeat(20).as_bytes()).expect("sent");
     // One who was served and is idle holds the only connection, until somebody else comes.
     let mut idle = server.connect();
-    idle.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("sent");
+    idle.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").expect("sent");
     assert_eq!(response(&mut idle).1, b"a page");
     assert!(server.ask("GET / HTTP/1.0\r\n\r\n").ends_with("a page"));
     assert_eq!(rest(&mut idle), "");
@@ -211,7 +215,7 @@ fn many_at_once_are_all_served() {
             scope.spawn(|| {
                 let mut stream = server.connect();
                 for _ in 0..4 {
-                    stream.write_all(b"GET /file HTTP/1.1\r\n\r\n").expect("sent");
+                    stream.write_all(b"GET /file HTTP/1.1\r\nHost: h\r\n\r\n").expect("sent");
                     assert!(response(&mut stream).1 == content());
                 }
             });

@@ -265,7 +265,7 @@ fn a_git_source_is_an_archive_from_another_place() {
     };
     let (hash, derivation) = git("");
     let place = format!("git+https://h/r@{}", "1".repeat(40));
-    assert_eq!(derivation.advice.urls, [place.clone()]);
+    assert_eq!(derivation.advice.urls, std::slice::from_ref(&place));
     let (with, derivation) = git(", submodules = True");
     assert_eq!(derivation.advice.urls, [place + "#submodules"]);
     let archive = with_component(

@@ -267,4 +267,26 @@ mod tests {
         remote.delete(&path).expect("deleted twice");
         assert!(!remote.refresh(&path).expect("no error"));
     }
+
+    #[test]
+    fn a_directory_that_goes_beside_a_publisher_is_made_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let remote = DirectoryRemote::new(directory.path());
+        let place = CachePath::parse("realisations/static/x/unsigned").expect("a path");
+        let other = CachePath::parse("realisations/static/x/other").expect("a path");
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    remote.put(&other, Content::Bytes(b"y")).expect("put");
+                    remote.delete(&other).expect("deleted");
+                }
+            });
+            for _ in 0..200 {
+                remote.put(&place, Content::Bytes(b"x")).expect("put");
+                remote.delete(&place).expect("deleted");
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+    }
 }

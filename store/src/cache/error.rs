@@ -84,6 +84,20 @@ pub enum CacheError {
         /// Its static hash.
         hash: String,
     },
+    /// A garbage collection is to keep roots that aren't there.
+    #[error(
+        "the cache {url} has no root {}; {}",
+        unknown.join(" or "),
+        if known.is_empty() { "it has none".to_owned() } else { format!("it has {}", known.join(", ")) }
+    )]
+    UnknownRoots {
+        /// The cache's address.
+        url: String,
+        /// The names that were given.
+        unknown: Vec<String>,
+        /// The names that there are.
+        known: Vec<String>,
+    },
     /// The store on this machine failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -128,8 +142,15 @@ impl CacheError {
             | CacheError::Format { .. }
             | CacheError::Missing { .. }
             | CacheError::Damaged { .. } => Severity::Miss,
-            CacheError::Digest(_) | CacheError::Signature { .. } => Severity::Integrity,
-            CacheError::NotRealised { .. } | CacheError::Store(_) => Severity::Local,
+            // An object that forges a stage is the cache's, and not this machine's fault.
+            CacheError::Digest(_)
+            | CacheError::Signature { .. }
+            | CacheError::Store(StoreError::Reserved { .. } | StoreError::NotAStage { .. }) => {
+                Severity::Integrity
+            }
+            CacheError::NotRealised { .. }
+            | CacheError::UnknownRoots { .. }
+            | CacheError::Store(_) => Severity::Local,
         }
     }
 

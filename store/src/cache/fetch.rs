@@ -100,7 +100,7 @@ impl<'a> Fetcher<'a> {
         }
         let mut registration = Registration::default();
         if let Some(listing) = self.store.tree(&record.object.tree)? {
-            registration.existing_tree(self.store, &record.object, listing.extent().size_bytes);
+            registration.existing_tree(self.store, &record.object, &listing);
             self.store.commit(registration)?;
             return Ok(Transfer::default());
         }

@@ -6,8 +6,8 @@
 
 use std::fmt;
 use std::fs::OpenOptions;
-use std::io::{Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -21,6 +21,7 @@ use crate::base32;
 use crate::digest::{Domain, ObjectId};
 use crate::encode::{Canonical, DecodeError, Decoder, Encoder};
 use crate::name::Name;
+use crate::staged::Staged;
 
 const SECRET_PREFIX: &str = "srp-secret-key:";
 /// No key file is longer: a name, 44 characters of base 64 and what stands between.
@@ -79,6 +80,22 @@ pub enum KeyError {
         owner: u32,
         /// The caller's uid.
         user: u32,
+    },
+    /// A new key would replace another.
+    #[error("there is a key {name} already: {}", path.display())]
+    Exists {
+        /// Its name.
+        name: Name,
+        /// The file.
+        path: PathBuf,
+    },
+    /// A key's file holds no key: one that was torn by a crash, for instance.
+    #[error("{} holds no {kind} key", path.display())]
+    Malformed {
+        /// `public` or `secret`.
+        kind: &'static str,
+        /// The file.
+        path: PathBuf,
     },
     /// The file can't be read or written.
     #[error("can't {action} the key {}", path.display())]
@@ -145,22 +162,28 @@ impl SecretKey {
         }
         let mut text = Zeroizing::new(String::with_capacity(MAX_FILE_BYTES as usize));
         file.take(MAX_FILE_BYTES).read_to_string(&mut text).map_err(failed)?;
-        text.trim_end().parse()
+        let malformed = |_| KeyError::Malformed { kind: "secret", path: path.to_owned() };
+        text.trim_end().parse().map_err(malformed)
     }
 
-    /// Writes the key to a new file of mode 0600. A file that is there is not replaced.
+    /// Writes the key to a new file of mode 0600, whole or not at all. A file that is there is not
+    /// replaced.
     pub fn write(&self, path: &Path) -> Result<(), KeyError> {
-        let failed = |source| KeyError::Io { action: "write", path: path.to_owned(), source };
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(failed)?;
         let seed = Zeroizing::new(self.key.to_bytes());
         let base64 = Zeroizing::new(STANDARD.encode(*seed));
         let text = Zeroizing::new(format!("{SECRET_PREFIX}{}:{}\n", self.name, *base64));
-        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)
+        let path = path.to_owned();
+        let written = Staged::beside(&path, 0o600).and_then(|mut staged| {
+            staged.write_all(text.as_bytes())?;
+            staged.place_new_synced(&path)
+        });
+        match written {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                Err(KeyError::Exists { name: self.name.clone(), path })
+            }
+            Err(source) => Err(KeyError::Io { action: "write", path, source }),
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Whose key it is.
@@ -333,8 +356,13 @@ mod tests {
         key.write(&path).expect("written");
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
         assert_eq!(SecretKey::read(&path).expect("read").public(), key.public());
-        assert!(matches!(key.write(&path), Err(KeyError::Io { .. })), "never replaced");
+        assert!(matches!(key.write(&path), Err(KeyError::Exists { .. })), "never replaced");
         assert_eq!(format!("{key:?}"), "SecretKey(me)");
+        let torn = directory.path().join("torn");
+        fs::write(&torn, "srp-secret-key:me:AAAA").expect("written");
+        fs::set_permissions(&torn, fs::Permissions::from_mode(0o600)).expect("changed");
+        let error = SecretKey::read(&torn).expect_err("torn").to_string();
+        assert!(error.contains("torn holds no secret key") && !error.contains("AAAA"), "{error}");
         for mode in [0o644, 0o640, 0o604] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("changed");
             let error = SecretKey::read(&path).expect_err("refused").to_string();

@@ -32,13 +32,35 @@ pub struct Packs {
     state: Mutex<State>,
     packed: Condvar,
     /// What the directory lies in, if it goes with the value.
-    _owned: Option<Owned>,
+    _owned: Option<Workspace>,
 }
 
+/// A directory that goes with the value: in the store's scratch space, or where temporary files are
+/// if the store can only be read.
 #[derive(Debug)]
-enum Owned {
-    Scratch { _held: Scratch },
-    Temporary { _held: tempfile::TempDir },
+pub(crate) enum Workspace {
+    Scratch(Scratch),
+    Temporary(tempfile::TempDir),
+}
+
+impl Workspace {
+    pub(crate) fn of(store: &Store) -> Result<Workspace, StoreError> {
+        match store.scratch() {
+            Err(StoreError::ReadOnly { .. }) => {
+                let made =
+                    tempfile::tempdir().at("create a directory in", &std::env::temp_dir())?;
+                Ok(Workspace::Temporary(made))
+            }
+            scratch => scratch.map(Workspace::Scratch),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Workspace::Scratch(scratch) => scratch.path(),
+            Workspace::Temporary(directory) => directory.path(),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -77,19 +99,11 @@ impl Packs {
         Ok(Packs { directory, limit_bytes, state, packed, _owned: None })
     }
 
-    /// Packs that go with the value: in the store's scratch space, or where temporary files are if
-    /// the store can only be read.
+    /// Packs that go with the value.
     pub fn temporary(store: &Store, limit_bytes: u64) -> Result<Packs, StoreError> {
-        let (directory, owned) = match store.scratch() {
-            Ok(held) => (held.path().to_owned(), Owned::Scratch { _held: held }),
-            Err(StoreError::ReadOnly { .. }) => {
-                let held =
-                    tempfile::tempdir().at("create a directory in", &std::env::temp_dir())?;
-                (held.path().to_owned(), Owned::Temporary { _held: held })
-            }
-            Err(error) => return Err(error),
-        };
-        Ok(Packs { _owned: Some(owned), ..Packs::open(&directory, limit_bytes)? })
+        let owned = Workspace::of(store)?;
+        let packs = Packs::open(owned.path(), limit_bytes)?;
+        Ok(Packs { _owned: Some(owned), ..packs })
     }
 
     /// An object's record. Its tree is packed unless it was before.

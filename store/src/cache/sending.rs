@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::cache::closure::{Closure, Location, ObjectRecord};
 use crate::cache::key::PublicKey;
 use crate::cache::pack_writer::write_pack;
+use crate::cache::packs::Workspace;
 use crate::cache::publish::{Published, Publisher};
 use crate::cache::sealed::Sealed;
 use crate::cache::statement::Statement;
@@ -96,7 +97,7 @@ impl<'a> Sending<'a> {
         let staging = cache.remote().staging();
         let scratch = match staging {
             Some(_) => None,
-            None => Some(store.scratch()?),
+            None => Some(Workspace::of(store)?),
         };
         let directory = staging.or(scratch.as_ref().map(|it| it.path())).expect("one of the two");
         let file = Staged::new_in(directory, 0o644).at("create a file in", directory)?;

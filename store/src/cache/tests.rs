@@ -23,6 +23,7 @@ use super::*;
 use crate::OpenTree;
 use crate::commit::Registration;
 use crate::derivation::InputKey;
+use crate::error::StoreError;
 use crate::ingest::{self, Rules};
 use crate::name::OutputName;
 use crate::object::{Object, Reference, ReferenceKind};
@@ -289,6 +290,58 @@ fn a_root_is_published_once_believed_fetched_and_passed_on() {
         .publish(&root(), &derivation, Scope::Inputs)
         .expect("published");
     assert_eq!((inputs.objects, inputs.packs, inputs.generation), (3, 1, Some(2)));
+}
+
+#[test]
+fn a_forged_stage_comes_in_by_no_way() {
+    let (builder, user) = (Machine::new(), Machine::new());
+    let scratch = builder.store.scratch().expect("a scratch directory");
+    let tree = scratch.path().join("tree");
+    let secret = user.add("secret", &[], &|tree| fs::write(tree.join("s"), "s").expect("written"));
+    fs::create_dir_all(tree.join("srp/stage")).expect("created");
+    let manifest = format!(
+        "srp stage 1\nname forged\nbuild x86_64-linux-musl\nhost x86_64-linux-musl\nroot {}\ntools {}\n",
+        "00".repeat(32),
+        secret.path_name()
+    );
+    fs::write(tree.join("srp/stage/forged"), manifest).expect("written");
+    let listing = Arc::new(
+        ingest::take(&crate::open_tree::OpenTree::open(&tree).expect("opened"), Rules::default())
+            .expect("taken"),
+    );
+    let forged = Object {
+        name: "forged".parse().expect("a name"),
+        tree: listing.digest(),
+        references: [].into(),
+        permissions: BTreeMap::new(),
+    };
+    let mut registration = Registration::default();
+    registration.object(&builder.store, &forged, listing, tree);
+    builder.store.commit(registration.ungated()).expect("a forger's own store");
+    assert!(matches!(builder.store.manifest(&forged), Err(StoreError::NotAStage { .. })));
+
+    let cache = Cache::create(Arc::new(Memory::default())).expect("created");
+    let publisher = Publisher::new(&builder.store, &cache, None, "builder-1");
+    publisher.publish_objects(&[forged.id()]).expect("published");
+    let record = cache.object(&forged.id()).expect("readable").expect("there");
+    let fetcher = Fetcher::new(&user.store, &cache, Arc::default());
+    let error = fetcher.fetch(&record).expect_err("a forgery");
+    assert!(matches!(error, CacheError::Store(StoreError::NotAStage { .. })), "{error}");
+    assert_eq!(error.severity(), Severity::Integrity);
+    assert!(!user.store.contains(&forged.id()).expect("readable"));
+
+    let packs = Packs::temporary(&builder.store, 0).expect("made");
+    let exporter =
+        Exporter { store: &builder.store, packs: &packs, key: None, builder: "builder-1" };
+    let asked = Exported { name: "x".to_owned(), derivation: None, object: forged.id() };
+    let mut file = tempfile::tempfile().expect("a file");
+    exporter.export(&[asked], &mut file).expect("exported");
+    std::io::Seek::rewind(&mut file).expect("rewound");
+    let policy = Policy::default();
+    let importer = Importer { store: &user.store, policy: &policy, trusted_outright: true };
+    let error = importer.import(file, "x", Arc::new(|_| Ok(()))).expect_err("a forgery");
+    assert!(error.to_string().contains("which it does not refer to"), "{error}");
+    assert!(!user.store.contains(&forged.id()).expect("readable"));
 }
 
 #[test]

@@ -24,6 +24,15 @@ pub struct Finding {
     pub problem: String,
 }
 
+/// What came of verifying a cache.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// How many files were read.
+    pub files: usize,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+}
+
 /// What is in a cache.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
@@ -62,8 +71,9 @@ impl Cache {
 
     /// Reads everything and says what is wrong. Signatures by `keys` are checked; those of others
     /// can't be. Missing files are findings, a transport that fails an error.
-    pub fn verify(&self, keys: &BTreeMap<KeyId, PublicKey>) -> Result<Vec<Finding>, CacheError> {
-        let mut check = Check { cache: self, keys, findings: Vec::new(), packs: HashMap::new() };
+    pub fn verify(&self, keys: &BTreeMap<KeyId, PublicKey>) -> Result<Verified, CacheError> {
+        let (findings, packs) = (Vec::new(), HashMap::new());
+        let mut check = Check { cache: self, keys, findings, packs, files: 0 };
         for (path, _) in self.remote().list("objects")? {
             if let Some(sealed) = check.sealed::<ObjectRecord>(&path)? {
                 check.object(&path, sealed.unverified())?;
@@ -109,6 +119,7 @@ impl Cache {
         }
         for directory in ["packs", "deltas"] {
             for (path, _) in self.remote().list(directory)? {
+                check.files += 1;
                 if check.packs.contains_key(&path) {
                     continue;
                 }
@@ -119,7 +130,7 @@ impl Cache {
                 check.expect(&path, right, &format!("its content is {found}"));
             }
         }
-        Ok(check.findings)
+        Ok(Verified { files: check.files, findings: check.findings })
     }
 }
 
@@ -127,6 +138,7 @@ struct Check<'a> {
     cache: &'a Cache,
     keys: &'a BTreeMap<KeyId, PublicKey>,
     findings: Vec<Finding>,
+    files: usize,
     /// Packs that were read, and what they were read as.
     packs: HashMap<CachePath, (Location, Digest)>,
 }
@@ -166,6 +178,7 @@ impl Check<'_> {
 
     fn sealed<T: Sealable>(&mut self, path: &CachePath) -> Result<Option<Sealed<T>>, CacheError> {
         let sealed = self.cache.sealed::<T>(path);
+        self.files += 1;
         let Some(sealed) = self.found(path, sealed)?.flatten() else { return Ok(None) };
         if let Some(Err(error)) = sealed
             .signer()

@@ -34,7 +34,7 @@ fn two_publishers_at_once_do_no_harm() {
         }
     });
     let cache = Cache::open(remote()).expect("opened");
-    assert_eq!(cache.verify(&ring(&[&keys[0], &keys[1]])).expect("read"), []);
+    assert_eq!(cache.verify(&ring(&[&keys[0], &keys[1]])).expect("read").findings, []);
     let summary = cache.summary().expect("listed");
     assert_eq!((summary.packs, summary.objects, summary.roots.len()), (3, 3, 2));
     let hash = StaticHash::from_bytes([2; 32]);
@@ -71,7 +71,7 @@ fn garbage_goes_and_what_manifests_need_stays() {
     assert_eq!(would.deleted, collected.deleted);
     // The manifest, two statements, object and pack of the generation before.
     assert_eq!(collected.deleted.len(), 5, "{:?}", collected.deleted);
-    assert_eq!(cache.verify(&ring(&[&key])).expect("read"), []);
+    assert_eq!(cache.verify(&ring(&[&key])).expect("read").findings, []);
     let public = key.public();
     assert!(cache.closure(&first, Some(&public)).expect("read").is_none());
     let found = cache.closure(&second, Some(&public)).expect("read").expect("there");
@@ -105,6 +105,66 @@ fn an_unreadable_manifest_stops_a_collection() {
 }
 
 #[test]
+fn a_root_that_is_not_there_stops_a_collection() {
+    let builder = Machine::new();
+    let memory = Arc::new(Memory::default());
+    let cache = Cache::create(memory.clone()).expect("created");
+    let object = builder.add("tool", &[], &text("tool"));
+    let hash = builder.realise(1, &object, &[]);
+    builder.publish(&cache, &secret("builder-1", 7), &hash);
+    memory.age(100 * DAY);
+    let before = memory.files().len();
+    let misspelt: RootName = "stage1.x86_46".parse().expect("a name");
+    let retention = Retention { keep: [root(), misspelt].into(), ..Retention::default() };
+    let error = cache.collect(&retention, false).expect_err("an unknown root");
+    assert!(
+        error.to_string().ends_with("has no root stage1.x86_46; it has stage1.x86_64"),
+        "{error}"
+    );
+    assert_eq!(memory.files().len(), before + 1, "the clock, and nothing is gone");
+}
+
+#[test]
+fn no_flipped_bit_makes_a_collection_delete_what_is_needed() {
+    let builder = Machine::new();
+    let memory = Arc::new(Memory::default());
+    let cache = Cache::create(memory.clone()).expect("created");
+    let key = secret("builder-1", 7);
+    for (number, content) in ["one", "two"].into_iter().enumerate() {
+        let object = builder.add("tool", &[], &text(content));
+        let hash = builder.realise(number as u8, &object, &[]);
+        builder.publish(&cache, &key, &hash);
+    }
+    // Two generations: the older one is kept by its age, and named by the newer one alone.
+    memory.age(10 * DAY);
+    let older_than = 10_000 * 10 * DAY;
+    let keep = Retention { keep: [root()].into(), older_than, ..Retention::default() };
+    let known = Retention { keys: ring(&[&key]), ..keep.clone() };
+    for retention in [&keep, &known] {
+        assert_eq!(cache.collect(retention, false).expect("collected").deleted, []);
+    }
+    let mut errors = 0;
+    let names =
+        |path: &CachePath| ["roots/", "closures/"].iter().any(|it| path.as_str().starts_with(it));
+    for (path, bytes) in memory.files().into_iter().filter(|(path, _)| names(path)) {
+        for index in 0..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[index] ^= 1 << (index % 8);
+            memory.set(&path, flipped);
+            memory.age(10 * DAY);
+            for retention in [&keep, &known] {
+                match cache.collect(retention, true) {
+                    Ok(collected) => assert_eq!(collected.deleted, [], "{path} at {index}"),
+                    Err(_) => errors += 1,
+                }
+            }
+            memory.set(&path, bytes.clone());
+        }
+    }
+    assert!(errors > 500, "{errors}");
+}
+
+#[test]
 fn a_collection_during_a_push_takes_nothing_that_the_push_relies_on() {
     let builder = Machine::new();
     let memory = Arc::new(Memory::default());
@@ -128,7 +188,7 @@ fn a_collection_during_a_push_takes_nothing_that_the_push_relies_on() {
     });
     let published = builder.publish(&cache, &key, &hash);
     assert_eq!(published.packs, 2, "the one that disappeared was sent again");
-    assert_eq!(cache.verify(&ring(&[&key])).expect("read"), []);
+    assert_eq!(cache.verify(&ring(&[&key])).expect("read").findings, []);
 
     // Otherwise what is relied on looks new, and stays.
     memory.age(100 * DAY);
@@ -151,16 +211,17 @@ fn verification_finds_every_damaged_file() {
     let hash = builder.realise(1, &object, &[]);
     builder.publish(&cache, &key, &hash);
     let keys = ring(&[&key]);
-    assert_eq!(cache.verify(&keys).expect("read"), []);
+    let files = memory.files().len() - 1;
+    assert_eq!(cache.verify(&keys).expect("read"), Verified { files, findings: vec![] });
     for (path, bytes) in memory.files().into_iter().filter(|(it, _)| it.as_str().contains('/')) {
         for index in (0..bytes.len()).step_by(7) {
             let mut flipped = bytes.clone();
             flipped[index] ^= 1;
             memory.set(&path, flipped);
-            assert!(!cache.verify(&keys).expect("read").is_empty(), "{path} at {index}");
+            assert!(!cache.verify(&keys).expect("read").findings.is_empty(), "{path} at {index}");
         }
         memory.set(&path, bytes[..bytes.len() - 1].to_vec());
-        assert!(!cache.verify(&keys).expect("read").is_empty(), "{path} shortened");
+        assert!(!cache.verify(&keys).expect("read").findings.is_empty(), "{path} shortened");
         memory.set(&path, bytes);
     }
 }
