@@ -187,7 +187,7 @@ impl EvalError {
 
 /// A message of a length that can be read: `fail` says whatever a definition says.
 fn shortened(mut message: String) -> String {
-    const MOST_BYTES: usize = 8 << 10;
+    const MOST_BYTES: usize = 3 << 10;
     if message.len() > MOST_BYTES {
         let length = message.len();
         let mut end = MOST_BYTES;

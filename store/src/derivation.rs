@@ -592,9 +592,9 @@ mod tests {
         assert_eq!(
             hashes,
             [
-                "e73445111cce10ec3729c806c45fb5d6191543baaf8a7dcae6c23e528c7af588",
-                "8a954f9acbf75539c9aecdaed8d3cc006f127245866da62db838f3773b31f164",
-                "3d584218e638c1bcdd31ac82c9efc49de2a628343dfc66f6891080bbd30189aa",
+                "a3732475275c2add74e244466b822d3ae398902d12b1d946d86db4aa79fea4d2",
+                "f876a6568994a19ebfc9aa5bcb69516656043c188c95de5ecb8d6c19a47ee129",
+                "874d6996f875dbd66031a44fbc88eaaa24e268ea89cecfa59485173f64efa556",
             ]
         );
     }

@@ -150,7 +150,10 @@ fn a_cache_that_is_down_or_talks_nonsense_is_one_that_has_nothing() {
         place.srp(&["realise", "--no-build", "t.x"]).succeeded();
     }
     let place = user(&["gs://bucket/cache"], &[&key], "");
-    place.srp(&["realise", "t.x"]).exited(1).says(&["gs:// is not supported"]);
+    place
+        .srp(&["realise", "t.x"])
+        .exited(1)
+        .says(&["config.toml: a cache can't be at \"gs://bucket/cache\""]);
 }
 
 #[test]

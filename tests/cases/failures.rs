@@ -154,6 +154,7 @@ return {"": written_here(on, "written", "1", "//files", ["empty", "small", "larg
     let load = "load(\"//lib/sources.star\", \"written_here\")\n";
     place.write("derivations/main.star", &format!("{load}{main}"));
     place.write("derivations/lib/sources.star", include_str!("../../derivations/lib/sources.star"));
+    place.write("derivations/lib/platform.star", "Platform = typing.Any\n");
     place.write(
         "derivations/lib/shell.star",
         r#"def shell(script):

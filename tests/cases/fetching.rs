@@ -36,7 +36,7 @@ fn a_wrong_hash_names_both_and_keeps_nothing() {
         server.sha256(),
         server.url()
     );
-    let said = run.stderr.replace("\n    ", "\n  ");
+    let said = run.stderr.replace("\n      ", "\n  ");
     assert!(said.contains(&message), "{run}");
     assert!(!said.contains("hint: "), "{run}");
     let sources = place.store().join("sources");

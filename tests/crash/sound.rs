@@ -30,7 +30,7 @@ struct Object {
 impl Looking<'_> {
     fn all(&mut self) {
         let meta = fs::read_to_string(self.store.join("meta")).unwrap_or_default();
-        self.check(meta == "srp store\nformat 1\n", "meta", "is not as it should be");
+        self.check(meta == "srp store\nformat 2\n", "meta", "is not as it should be");
         let trees = self.trees();
         let mut objects = BTreeMap::new();
         for (name, bytes) in self.records("info", b'i') {

@@ -69,16 +69,19 @@ impl Situation {
     }
 }
 
-/// Runs the tests whose names contain one of the arguments (all, without any); whether all passed.
+/// Runs the tests whose names, `kind::name`, contain one of the arguments (all, without any); whether all passed.
 pub(crate) fn run(kinds: &[Kind], arguments: &[String]) -> bool {
     let filters: Vec<&String> = arguments.iter().filter(|text| !text.starts_with('-')).collect();
-    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|f| name.contains(*f));
+    let wanted = |kind: &str, name: &str| {
+        let whole = format!("{kind}::{name}");
+        filters.is_empty() || filters.iter().any(|filter| whole.contains(*filter))
+    };
     let named = |&(kind, tests): &Kind| {
         tests.iter().map(move |&(name, test)| (kind, name, test)).collect::<Vec<_>>()
     };
     let all: Vec<_> = kinds.iter().flat_map(named).collect();
     let total = all.len();
-    let tests: Vec<_> = all.into_iter().filter(|(_, name, _)| wanted(name)).collect();
+    let tests: Vec<_> = all.into_iter().filter(|(kind, name, _)| wanted(kind, name)).collect();
     if arguments.iter().any(|text| text == "--list") {
         tests.iter().for_each(|(kind, name, _)| println!("{kind}::{name}: test"));
         return true;

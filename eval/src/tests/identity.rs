@@ -19,7 +19,7 @@ fn hash(fixture: &Fixture) -> String {
 fn golden() {
     assert_eq!(
         hash(&with_component(GRAPH)),
-        "b2f2ed7a324a044c0e8f437b2a5b03d352232376d1fc22c0b10efab574ee8e17"
+        "18d61584e629fa2f6755294333e1d607555615615805f70760419df772721e62"
     );
 }
 
