@@ -149,7 +149,7 @@ fn a_cache_that_is_down_or_talks_nonsense_is_one_that_has_nothing() {
         let place = user(&[url, cache.to_str().unwrap()], &[&key], "");
         place.srp(&["realise", "--no-build", "t.x"]).succeeded();
     }
-    let place = user(&["gs://bucket/cache"], &[&key], "");
+    let place = user(&["gs://bucket/cache"], &[], "");
     place
         .srp(&["realise", "t.x"])
         .exited(1)

@@ -36,10 +36,9 @@ fn a_power_cut_leaves_whole_objects_or_none() {
         let expected = ground.place.srp(&command).succeeded().stdout;
         let Some(disk) = Disk::new(&ground, program, arguments, size) else { continue };
         let mounted = disk.mount();
-        let Ended::Exited { code: 0, calls } =
-            cut::run(&ground.place.command(&command), usize::MAX)
-        else {
-            panic!("it can't be traced")
+        let calls = match cut::run(&ground.place.command(&command), usize::MAX) {
+            Ended::Exited { code: 0, calls } => calls,
+            ended => panic!("{program}: {ended:?}: {}", ground.place.srp(&command)),
         };
         drop(mounted);
         let step = calls.div_ceil((rounds() / 5).max(2));
