@@ -33,6 +33,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
         return Err(CommandError::usage("--name names one object: give one path with it"));
     }
     let store = context.store()?;
+    store.sweep()?;
     let mut registration = Registration::default();
     // They hold what is to be moved into the store, and go when all of it is there.
     let mut scratches = Vec::new();

@@ -48,6 +48,9 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     let key = arguments.signing.key(context)?;
     let meter = Meter::new(context, "exporting")?;
     let store = context.store_to_publish()?;
+    if store.is_writable() {
+        store.sweep()?;
+    }
     let asked = asked(context, &store, &arguments.targets)?;
     // One at a time: those before it were written out.
     let packs = Packs::temporary(&store, 0)?;

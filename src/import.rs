@@ -46,6 +46,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     let (from, name) = open(arguments.file.as_deref())?;
     let meter = Meter::new(context, "importing")?;
     let store = context.store()?;
+    store.sweep()?;
     let policy = Keyring::of(context)?.policy(context)?;
     let importer =
         Importer { store: &store, policy: &policy, trusted_outright: arguments.trusted_unsigned };

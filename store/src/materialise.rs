@@ -396,8 +396,9 @@ impl<'a> Writing<'a> {
         visit.add_pending(rest.len().div_ceil(FILES_PER_TASK));
         directories.into_iter().for_each(|task| tasks.add(task));
         while !rest.is_empty() {
-            let later = rest.split_off(rest.len().min(FILES_PER_TASK));
-            tasks.add(Task::Files(Arc::clone(&opened), std::mem::replace(&mut rest, later)));
+            // From its end: what is split off takes only the room that it needs.
+            let some = rest.split_off(rest.len().saturating_sub(FILES_PER_TASK));
+            tasks.add(Task::Files(Arc::clone(&opened), some));
         }
         self.files(&opened, files)?;
         Ok(opened)

@@ -133,7 +133,7 @@ impl Store {
     }
 
     /// Whether the store was opened for writing.
-    pub(crate) fn is_writable(&self) -> bool {
+    pub fn is_writable(&self) -> bool {
         self.writable
     }
 

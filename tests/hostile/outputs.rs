@@ -3,13 +3,14 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::{Test, tests};
-use crate::support::Place;
+use crate::support::{Place, Run};
 
 pub(crate) const TESTS: &[Test] = tests![
     an_output_that_is_a_link_leads_nowhere,
@@ -22,6 +23,7 @@ pub(crate) const TESTS: &[Test] = tests![
     an_output_of_too_many_files_is_refused,
     hashing_ends_when_it_is_interrupted,
     holes_stay_holes,
+    memory_grows_no_faster_than_entries,
 ];
 
 /// A directory that a hostile output would have srp normalise, and how it looks.
@@ -223,4 +225,18 @@ fn holes_stay_holes() {
             assert!(metadata.blocks() * 512 < 1 << 20, "{name} takes {}", metadata.blocks() * 512);
         }
     }
+}
+
+/// Adds directories of so many files each, in a process that may have so much memory.
+fn memory_grows_no_faster_than_entries() {
+    let place = Place::new("");
+    let flat = place.path("flat");
+    fs::create_dir(&flat).unwrap();
+    for number in 0..60_000 {
+        fs::write(flat.join(format!("f{number:06}")), "x").unwrap();
+    }
+    let mut limited = Command::new("prlimit");
+    limited.arg("--data=300000000").arg(crate::support::program());
+    let run = Run::of(place.surround(&mut limited).args(["add", flat.to_str().unwrap()]));
+    run.succeeded();
 }

@@ -105,8 +105,8 @@ impl Fetcher {
 
     /// Makes the requested file lie in the directory `sources`, which is created where needed.
     ///
-    /// Places are tried in this order: `sources` itself (by name and size, not hashed again), other
-    /// sources directories, the URLs as given (`mirror:` URLs resolved), and last the mirrors' snapshot
+    /// Places are tried in this order: `sources` itself (hashed again: what was verified once may be
+    /// damaged since), other sources directories, the URLs as given (`mirror:` URLs resolved), and last the mirrors' snapshot
     /// archives. Everything that is copied or transferred is hashed before it gets its name; what
     /// has the wrong hash is dropped. Blocks; a cancelled fetch returns within about a second and
     /// leaves what came for the next one.
@@ -119,9 +119,22 @@ impl Fetcher {
     ) -> Result<Fetched, FetchError> {
         request.check()?;
         let directory = Sources::open(sources)?;
-        let mut partial = match directory.claim(request, progress, cancel)? {
-            Claim::Complete(path) => return Ok(fetched(path, Place::Present)),
-            Claim::Partial(partial) => partial,
+        let mut partial = loop {
+            match directory.claim(request, progress, cancel)? {
+                Claim::Complete(path) if is_whole(&path, request, cancel)? => {
+                    return Ok(fetched(path, Place::Present));
+                }
+                Claim::Complete(path) => {
+                    tracing::warn!(path = %path.display(), "a source is damaged, and is fetched again");
+                    // Or somebody else has done so.
+                    if let Err(source) = std::fs::remove_file(&path)
+                        && source.kind() != io::ErrorKind::NotFound
+                    {
+                        return Err(FetchError::Sources { action: "remove", path, source });
+                    }
+                }
+                Claim::Partial(partial) => break partial,
+            }
         };
         // A crash between the last byte and the rename.
         if partial.length() > 0 && partial.digest() == request.sha256 {
@@ -363,6 +376,25 @@ fn from_base(url: String) -> Result<Place, Box<PlaceFailure>> {
             let scheme = scheme.unwrap_or("relative").to_owned();
             let reason = Reason::UnsupportedScheme { scheme };
             Err(Box::new(PlaceFailure { place: Place::Unresolved(url), reason }))
+        }
+    }
+}
+
+/// Whether a file that was verified once still has the digest that it is asked for by.
+fn is_whole(path: &Path, request: &FetchRequest, cancel: &CancelToken) -> Result<bool, FetchError> {
+    let failed = |source| FetchError::Sources { action: "read", path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(failed)?;
+    let mut hasher = sha2::Sha256::new();
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        if cancel.is_cancelled() {
+            return Err(FetchError::Cancelled { name: request.name.clone() });
+        }
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(Sha256::from_bytes(hasher.finalize().into()) == request.sha256),
+            Ok(read) => hasher.update(&buffer[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed(error)),
         }
     }
 }

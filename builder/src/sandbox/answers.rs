@@ -204,7 +204,10 @@ fn set_timer(
 fn list(listener: BorrowedFd<'_>, order: &mut Order, question: Notification) -> Result<(), Errno> {
     let [number, address, room, ..] = question.arguments;
     let pass = || sys::pass_notification(listener, question.id);
-    // The kernel, too, takes the low half of these two.
+    // The kernel, too, takes the low half of these two; what is negative by then, it refuses.
+    if (room as u32) > i32::MAX as u32 {
+        return pass();
+    }
     let Some(directory) = order::descriptor_of(question.pid, number as i32) else { return pass() };
     sys::notification_is_valid(listener, question.id)?;
     let turn = match order.turn(directory.as_fd(), question.call, room as u32 as usize) {

@@ -4,10 +4,13 @@
 //! (a build can't have written more than what is gone), and into the sandbox's directories only when
 //! that alone doesn't acquit it. It acts after the fact, as the watchdog of memory does. Where it
 //! can't look (directories that the build closed, nesting that nobody needs, more files than can be
-//! counted in passing), what is gone counts as the build's.
+//! counted in passing), what is gone counts as the build's. Files without a name (removed, but still
+//! open) are found by the descriptors of the sandbox's processes; those that are only mapped, or on
+//! their way through a socket, count when the disk runs short: then all that is gone is the build's.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -15,7 +18,7 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::libc;
-use nix::sys::stat::{FileStat, Mode, fstatat};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use nix::sys::statvfs::fstatvfs;
 
 /// The directories that a sandbox may write to.
@@ -24,10 +27,18 @@ pub(super) struct Disk {
     directories: Vec<OwnedFd>,
     limit_bytes: u64,
     /// When less than this is free, whoever has taken more than this goes.
-    reserve_bytes: u64,
+    reserve: Free,
     /// The most that was free, since the sandbox began.
-    most_free_bytes: u64,
+    most_free: Free,
     next_count: Instant,
+}
+
+/// What a file system has to give.
+#[derive(Clone, Copy, Debug, Default)]
+struct Free {
+    bytes: u64,
+    /// Files that can still be made; 0 where the file system has no such number.
+    files: u64,
 }
 
 /// What a count found.
@@ -60,41 +71,59 @@ impl Disk {
         let mut disk = Disk {
             directories,
             limit_bytes,
-            reserve_bytes: 0,
-            most_free_bytes: 0,
+            reserve: Free::default(),
+            most_free: Free::default(),
             next_count: Instant::now(),
         };
         let (free, all) = disk.free_and_all()?;
-        disk.most_free_bytes = free;
-        disk.reserve_bytes = RESERVE_BYTES.min(all / RESERVE_PART);
+        disk.most_free = free;
+        disk.reserve.bytes = RESERVE_BYTES.min(all.bytes / RESERVE_PART);
+        disk.reserve.files = all.files / RESERVE_PART;
         Ok(disk)
     }
 
-    /// Whether the sandbox has taken more than it may.
-    pub(super) fn is_exceeded(&mut self, now: Instant) -> Result<bool, Errno> {
+    /// Whether the sandbox, whose processes `proc` shows, has taken more than it may.
+    pub(super) fn is_exceeded(
+        &mut self,
+        proc: BorrowedFd<'_>,
+        now: Instant,
+    ) -> Result<bool, Errno> {
         let (free, _) = self.free_and_all()?;
-        self.most_free_bytes = self.most_free_bytes.max(free);
-        let gone = self.most_free_bytes - free;
-        let is_short = free < self.reserve_bytes;
-        if (gone <= self.limit_bytes / 2 && !is_short) || now < self.next_count {
+        self.most_free.bytes = self.most_free.bytes.max(free.bytes);
+        self.most_free.files = self.most_free.files.max(free.files);
+        let gone = self.most_free.bytes - free.bytes;
+        let files_gone = self.most_free.files - free.files;
+        // Who took it can't be told by then: whoever began when there was enough ends.
+        if (free.bytes < self.reserve.bytes && gone > self.reserve.bytes)
+            || (free.files < self.reserve.files && files_gone > self.reserve.files)
+        {
+            return Ok(true);
+        }
+        if gone <= self.limit_bytes / 2 || now < self.next_count {
             return Ok(false);
         }
-        let count = self.count()?;
+        let count = self.count(proc)?;
         // At most two per cent of a processor.
         self.next_count = now + (now.elapsed() * 50).max(Duration::from_secs(1));
         let taken = if count.is_partial { count.bytes.max(gone) } else { count.bytes };
-        Ok(taken > self.limit_bytes || (is_short && taken > self.reserve_bytes))
+        Ok(taken > self.limit_bytes)
     }
 
-    fn free_and_all(&self) -> Result<(u64, u64), Errno> {
-        let Some(directory) = self.directories.first() else { return Ok((u64::MAX, u64::MAX)) };
+    fn free_and_all(&self) -> Result<(Free, Free), Errno> {
+        let Some(directory) = self.directories.first() else {
+            return Ok((Free::default(), Free::default()));
+        };
         let found = fstatvfs(directory)?;
         let bytes = |blocks: u64| blocks.saturating_mul(found.fragment_size());
-        Ok((bytes(found.blocks_available()), bytes(found.blocks())))
+        let free = Free { bytes: bytes(found.blocks_available()), files: found.files_available() };
+        Ok((free, Free { bytes: bytes(found.blocks()), files: found.files() }))
     }
 
-    fn count(&self) -> Result<Count, Errno> {
+    fn count(&self, proc: BorrowedFd<'_>) -> Result<Count, Errno> {
         let mut count = Count::default();
+        if let Some(directory) = self.directories.first() {
+            count.add_nameless(proc, fstat(directory)?.st_dev);
+        }
         for directory in &self.directories {
             let directory = openat(directory, ".", DIRECTORY, Mode::empty());
             // Whatever it was, the sandbox may have closed it.
@@ -112,6 +141,35 @@ const DIRECTORY: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC).union(OFlag::O_NONBLOCK);
 
 impl Count {
+    /// Adds what files occupy that processes have open and that have no name any more.
+    fn add_nameless(&mut self, proc: BorrowedFd<'_>, device: libc::dev_t) {
+        let mut seen = BTreeSet::new();
+        let list = |at: BorrowedFd<'_>, name: &std::ffi::CStr, count: &mut Count| {
+            let opened = openat(at, name, DIRECTORY, Mode::empty());
+            // A process may have ended meanwhile, with all that it had open.
+            opened.ok().and_then(|directory| count.list(directory).ok())
+        };
+        let Some((proc, processes)) = list(proc, c".", self) else { return };
+        for process in processes.iter().filter(|name| name.to_bytes()[0].is_ascii_digit()) {
+            let mut path = process.to_bytes().to_vec();
+            path.extend(b"/fd");
+            let path = CString::new(path).expect("a process's number has no NUL");
+            let Some((open, descriptors)) = list(proc.as_fd(), &path, self) else { continue };
+            for descriptor in descriptors {
+                let found = fstatat(&open, &*descriptor, AtFlags::empty());
+                let is_nameless = |it: &FileStat| {
+                    let is_file = it.st_mode & libc::S_IFMT == libc::S_IFREG;
+                    is_file && it.st_nlink == 0 && it.st_dev == device
+                };
+                if let Some(found) = found.ok().filter(is_nameless)
+                    && seen.insert(found.st_ino)
+                {
+                    self.bytes = self.bytes.saturating_add(occupied(&found));
+                }
+            }
+        }
+    }
+
     /// Adds what lies below a directory. No link is followed, and what is gone meanwhile is gone.
     fn add(&mut self, directory: OwnedFd) -> Result<(), Errno> {
         let mut pending = vec![self.list(directory)?];
@@ -185,9 +243,29 @@ mod tests {
 
     use super::*;
 
+    /// Counts without looking at processes.
     fn count(path: &Path) -> Count {
+        let nobody = tempfile::tempdir().expect("a directory");
+        count_with(path, nobody.path())
+    }
+
+    fn count_with(path: &Path, proc: &Path) -> Count {
+        let proc = open(proc, DIRECTORY, Mode::empty()).expect("opened");
         let disk = Disk::watch([path].into_iter(), 1).expect("opened");
-        disk.count().expect("counted")
+        disk.count(proc.as_fd()).expect("counted")
+    }
+
+    #[test]
+    fn files_without_a_name_are_counted() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("file");
+        let _open = fs::File::create(&path).and_then(|mut file| {
+            std::io::Write::write_all(&mut file, &vec![1; 4 << 20])?;
+            fs::remove_file(&path)?;
+            Ok(file)
+        });
+        let found = count_with(directory.path(), Path::new("/proc"));
+        assert!(found.bytes >= 4 << 20, "{found:?}");
     }
 
     #[test]

@@ -22,16 +22,27 @@ const MASKED: &[&str] = &[
     "acpi",
     "asound",
     "bus",
+    "cmdline",
+    "config.gz",
+    "diskstats",
     "driver",
     "fs",
+    "interrupts",
+    "iomem",
+    "ioports",
     "irq",
+    "kallsyms",
     "kcore",
     "keys",
     "key-users",
     "kmsg",
     "latency_stats",
+    "locks",
+    "modules",
+    "partitions",
     "sched_debug",
     "scsi",
+    "softirqs",
     "sysrq-trigger",
     "timer_list",
     "timer_stats",
@@ -85,7 +96,9 @@ impl Setup<'_> {
                 let action = format!("check that the host's {path} is that device");
                 return Err(Trouble { action, errno: Errno::ENODEV });
             }
-            sys::set_mount_attributes(device.as_fd(), &plain)
+            // They can be written to, but their owners and times are the host's.
+            let attributes = MountAttributes { read_only: true, ..plain };
+            sys::set_mount_attributes(device.as_fd(), &attributes)
                 .during(|| format!("restrict {path}"))?;
             self.attach(device.as_fd(), &path)?;
         }

@@ -222,6 +222,13 @@ const CALLS: &[Call] = &[
     call("io_uring_setup", [425, 425, 425], ENOSYS),
     call("io_uring_enter", [426, 426, 426], ENOSYS),
     call("io_uring_register", [427, 427, 427], ENOSYS),
+    // Its contexts are counted for the whole machine.
+    call("io_setup", [206, 245, 0], ENOSYS),
+    call("io_destroy", [207, 246, 1], ENOSYS),
+    call("io_submit", [209, 248, 2], ENOSYS),
+    call("io_cancel", [210, 249, 3], ENOSYS),
+    call("io_getevents", [208, 247, 4], ENOSYS),
+    call("io_pgetevents", [333, 385, 292], ENOSYS),
     call("fanotify_init", [300, 338, 262], EPERM),
     call("lookup_dcookie", [212, 253, 18], EPERM),
     call("modify_ldt", [154, 123, -1], ENOSYS),
@@ -335,6 +342,10 @@ fn rule_section(program: &mut Program, rule: Rule, owner: (u32, u32)) {
             for command in [libc::TIOCSTI as u32, libc::TIOCLINUX as u32, TIOCSETD] {
                 program.when(Test::Equal(command), refuse(libc::EPERM));
             }
+            // What no tree holds (inode flags), and what the machine's file system is called.
+            for command in FILE_ATTRIBUTES {
+                program.when(Test::Equal(*command), refuse(libc::ENOTTY));
+            }
             for reflink in [FICLONE, FICLONERANGE, FIDEDUPERANGE] {
                 program.when(Test::Equal(reflink), |p| p.answer(ALLOW));
             }
@@ -396,6 +407,9 @@ fn rule_section(program: &mut Program, rule: Rule, owner: (u32, u32)) {
     }
     program.answer(ALLOW);
 }
+
+/// FS_IOC_SETFLAGS, FS_IOC32_SETFLAGS, FS_IOC_FSSETXATTR, FS_IOC_GETFSUUID, FS_IOC_GETFSSYSFSPATH.
+const FILE_ATTRIBUTES: &[u32] = &[0x4008_6602, 0x4004_6602, 0x401C_5820, 0x8011_1500, 0x8081_1501];
 
 fn socket_section(program: &mut Program) {
     const TYPE_MASK: u32 = 0xF; // above it lie SOCK_NONBLOCK and SOCK_CLOEXEC
@@ -513,6 +527,11 @@ mod tests {
             ("io_uring_setup", libc::SYS_io_uring_setup),
             ("io_uring_enter", libc::SYS_io_uring_enter),
             ("io_uring_register", libc::SYS_io_uring_register),
+            ("io_setup", libc::SYS_io_setup),
+            ("io_destroy", libc::SYS_io_destroy),
+            ("io_submit", libc::SYS_io_submit),
+            ("io_cancel", libc::SYS_io_cancel),
+            ("io_getevents", libc::SYS_io_getevents),
             ("fanotify_init", libc::SYS_fanotify_init),
             ("kexec_load", libc::SYS_kexec_load),
             ("kexec_file_load", libc::SYS_kexec_file_load),
@@ -626,6 +645,7 @@ mod tests {
         on_all("ioctl", [0, 0x1_0000_5412, 0, 0, 0, 0], errno(libc::EPERM));
         on_all("ioctl", [0, 0x5423, 0, 0, 0, 0], errno(libc::EPERM));
         on_all("ioctl", [0, 0x541C, 0, 0, 0, 0], errno(libc::EPERM));
+        on_all("ioctl", [0, 0x4008_6602, 0, 0, 0, 0], errno(libc::ENOTTY)); // FS_IOC_SETFLAGS
         on_all("ioctl", [0, 0x5401, 0, 0, 0, 0], ALLOW); // TCGETS
         on_all("ioctl", [0, 0x4004_9409, 0, 0, 0, 0], ALLOW); // FICLONE
         on_all("ioctl", [0, 0x5000_940E, 0, 0, 0, 0], errno(libc::ENOTTY)); // BTRFS_IOC_SUBVOL_CREATE

@@ -373,7 +373,8 @@ impl<'a> State<'a> {
         if self.limits.processes.is_some_and(|limit| usage.tasks > limit) {
             self.doom(Doom::Limit(Limit::Processes));
         }
-        match self.disk.as_mut().map(|disk| disk.is_exceeded(now)).transpose() {
+        let looked = self.disk.as_mut().zip(self.watch.as_ref());
+        match looked.map(|(disk, watch)| disk.is_exceeded(watch.proc(), now)).transpose() {
             Ok(Some(true)) => self.doom(Doom::Limit(Limit::Disk)),
             Ok(_) => {}
             Err(source) => {

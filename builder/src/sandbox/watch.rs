@@ -7,7 +7,7 @@
 //! shares before anybody is killed. Memory without a mapping (pipes, memory files that are written
 //! and not mapped) escapes it; a cgroup counts that, too.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -32,6 +32,11 @@ pub(super) struct Usage {
 }
 
 impl Watch {
+    /// The sandbox's `/proc`.
+    pub(super) fn proc(&self) -> BorrowedFd<'_> {
+        self.proc.as_fd()
+    }
+
     pub(super) fn new(proc: OwnedFd, staging: OwnedFd) -> Self {
         Watch { proc, staging }
     }
