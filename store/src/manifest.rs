@@ -6,7 +6,7 @@
 //!
 //! Whoever could forge one would have any object of the store composed and shown to a build. So
 //! `/srp` has one gate: whatever is registered, from a build, an archive, a directory or another
-//! machine, passes [`admit`]; and a manifest counts only if its components are what its object
+//! machine, passes `admit`; and a manifest counts only if its components are what its object
 //! refers to, which is a part of the object's id.
 
 use std::io::Read;

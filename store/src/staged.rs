@@ -4,7 +4,7 @@
 //! staged file's name is random and its creation exclusive: process ids repeat in containers that
 //! share a directory. Its writer holds a lock on it (`flock`), so whoever sweeps can tell what a
 //! killed process left from what is being written, without asking for a process or a clock.
-//! Within a store, [`Session`](crate::lock::Session) is locked as a whole instead.
+//! Within a store, the session of a process (`lock`) is locked as a whole instead.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions, TryLockError};

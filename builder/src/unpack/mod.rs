@@ -1,6 +1,6 @@
 //! In-process unpackers: a fetched file becomes a tree that the store can take in.
 //!
-//! The bytes are foreign, so archives are read defensively ([`crate::archive`]): nothing leaves the
+//! The bytes are foreign, so archives are read defensively (`archive`): nothing leaves the
 //! destination, nothing is written through a link, every length is bounded, and what cannot be
 //! represented (devices) is refused by name instead of left out. No program is run; the maintainer
 //! scripts of `.deb`s aren't even read.
