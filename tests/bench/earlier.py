@@ -23,32 +23,36 @@ def beside_earlier(definitions_in, overhead):
         print("SRP_EARLIER names no earlier srp: nothing to compare with", flush=True)
         return
     with tempfile.TemporaryDirectory(dir=TARGET) as work:
+        # Both were written the same way a moment ago: how a program's file lies in the page cache shows in each start.
+        before, now = (shutil.copy(program, f"{work}/srp-{name}") for program, name in [(before, "earlier"), (SRP, "now")])
         definitions = definitions_in(work)
         tree = sample(pathlib.Path(work, "tree"))
-        by_turns("500 trivial builds", lambda srp: builds(srp, work, definitions), before)
-        by_turns("srp add, 8,000 files of 26 kB", lambda srp: add(srp, work, tree), before)
-        roots = {srp: added(srp, work, tree) for srp in (before, SRP)}
-        by_turns("--rootfs of these files", lambda srp: rootfs(srp, work, *roots[srp]), before)
-        stores = {srp: fresh(work, "store") for srp in (before, SRP)}
+        programs = (before, now)
+        by_turns("500 trivial builds", lambda srp: builds(srp, work, definitions), programs)
+        by_turns("srp add, 8,000 files of 26 kB", lambda srp: add(srp, work, tree), programs)
+        roots = {srp: added(srp, work, tree) for srp in (before, now)}
+        by_turns("--rootfs of these files", lambda srp: rootfs(srp, work, *roots[srp]), programs)
+        stores = {srp: fresh(work, "store") for srp in (before, now)}
         nothing = lambda srp: realise(srp, "bench.x86_64.inputs", stores[srp], definitions)
-        by_turns("a realise with nothing to do", lambda srp: min(nothing(srp) for _ in range(10)), before)
-        made = {srp: overhead(f"{fresh(work, 'overhead')}", srp) for srp in (before, SRP)}
+        by_turns("a realise with nothing to do", lambda srp: min(nothing(srp) for _ in range(10)), programs)
+        made = {srp: overhead(f"{fresh(work, 'overhead')}", srp) for srp in (before, now)}
         numbers = iter(range(1, 100))
-        by_turns("gzip, configured and built", lambda srp: made[srp].inside(f"bench.x86_64.autotools{next(numbers)}"), before)
+        by_turns("gzip, configured and built", lambda srp: made[srp].inside(f"bench.x86_64.autotools{next(numbers)}"), programs)
         subprocess.run(["chmod", "-R", "u+w", work], check=True)
 
 
-def by_turns(name, measure, before):
+def by_turns(name, measure, programs):
     """Measures both, in changing order, after one round that isn't counted."""
-    seconds = {before: [], SRP: []}
+    before, now = programs
+    seconds = {before: [], now: []}
     for number in range(ROUNDS + 1):
-        for srp in (before, SRP) if number % 2 else (SRP, before):
+        for srp in (before, now) if number % 2 else (now, before):
             taken = measure(srp)
             if number:
                 seconds[srp].append(taken)
     say(f"{name}, earlier", seconds[before])
-    ratios = sorted(now / then for now, then in zip(seconds[SRP], seconds[before]))
-    say(name, seconds[SRP], seconds[before], limit=f"pairs {ratios[0]:.2f} to {ratios[-1]:.2f}; limit: 1.05 x")
+    ratios = sorted(after / then for after, then in zip(seconds[now], seconds[before]))
+    say(name, seconds[now], seconds[before], limit=f"pairs {ratios[0]:.2f} to {ratios[-1]:.2f}; limit: 1.05 x")
 
 
 def realise(srp, *arguments):
