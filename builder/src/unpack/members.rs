@@ -122,7 +122,7 @@ impl<'a> Unpacker<'a> {
                 if size_bytes > limit {
                     return Err(self.too_large(&to).into());
                 }
-                let executable = mode & 0o100 != 0;
+                let executable = mode & 0o111 != 0;
                 let (tree, cancel) = (&mut self.tree, self.cancel);
                 let written = match &kind {
                     Kind::Sparse(extents) => {

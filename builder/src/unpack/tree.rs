@@ -189,7 +189,7 @@ impl TreeWriter {
                     .map_err(|errno| self.failure(target, errno.into()))?;
                 let mode =
                     fstat(&source).map_err(|errno| self.failure(target, errno.into()))?.st_mode;
-                let mut file = self.create(path, mode & 0o100 != 0)?;
+                let mut file = self.create(path, mode & 0o111 != 0)?;
                 let mut buffer = std::mem::take(&mut self.buffer);
                 let how = Write::Holes;
                 let result =

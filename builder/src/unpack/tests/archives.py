@@ -302,7 +302,7 @@ def listed(top):
             else:
                 with open(path, "rb") as file:
                     digest = hashlib.sha256(file.read()).hexdigest()
-                lines.append("%s %s %s" % (shown, "program" if os.stat(path).st_mode & 0o100 else "file", digest))
+                lines.append("%s %s %s" % (shown, "program" if os.stat(path).st_mode & 0o111 else "file", digest))
     return "".join(line + "\n" for line in sorted(lines))
 
 

@@ -113,7 +113,7 @@ fn tree_of(top: &Path) -> String {
                 pending.push(path);
                 format!("{shown} directory\n")
             } else {
-                let program = metadata.permissions().mode() & 0o100 != 0;
+                let program = metadata.permissions().mode() & 0o111 != 0;
                 let kind = if program { "program" } else { "file" };
                 let digest = sha2::Sha256::digest(std::fs::read(&path).expect("readable"));
                 format!("{shown} {kind} {}\n", hex(&digest))
