@@ -270,7 +270,8 @@ fn tell(context: &Context, failures: Vec<Failure>, skipped: usize) -> CommandErr
                 format!("srp log {}{}", short(&failure.derivation), context.store_option());
             let _ = writeln!(text, "  the whole log: {command}");
         }
-        for hint in failure_hints(&failure.cause) {
+        for hint in failure_hints(&failure.cause).into_iter().chain(output_hint(&failure.log_tail))
+        {
             let _ = writeln!(text, "{} {}", style.hint("hint:"), indented(&hint));
         }
         terminal::write(&text);
@@ -289,6 +290,19 @@ fn tell(context: &Context, failures: Vec<Failure>, skipped: usize) -> CommandErr
         () => ExitCode::Build,
     };
     CommandError::new(code, summary(failures.len(), skipped))
+}
+
+/// What a builder meets that removes its output: the directory is a mount, and its parent read-only.
+fn output_hint(log_tail: &[String]) -> Option<String> {
+    let output = log_tail.iter().find_map(|line| {
+        let (_, after) = line.split_once("/srp/out/").filter(|_| line.contains("Read-only"))?;
+        let end = after.find(|char: char| !char.is_ascii_alphanumeric() && char != '-');
+        Some(&after[..end.unwrap_or(after.len())]).filter(|name| !name.is_empty())
+    })?;
+    Some(format!(
+        "its output {output} is a directory already (${output}), and must be one: write into it, it can \
+         be neither removed nor replaced by a file or a link"
+    ))
 }
 
 fn summary(failed: usize, skipped: usize) -> String {

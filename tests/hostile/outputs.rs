@@ -70,7 +70,10 @@ fn an_output_that_is_a_link_leads_nowhere() {
     for name in ["out", "dev"] {
         // A mount can't be replaced. What would take in a link refuses it, too (store/src/ingest.rs).
         let run = place.srp(&["realise", &format!("t.x.{name}")]).exited(3);
-        run.says(&[&format!("'/srp/out/{name}': Read-only file system")]);
+        run.says(&[
+            &format!("'/srp/out/{name}': Read-only file system"),
+            &format!("hint: its output {name} is a directory already (${name}), and must be one"),
+        ]);
         assert_eq!(picture(Path::new(&bait)), before);
     }
     place.assert_tidy();
