@@ -256,8 +256,13 @@ fn what_is_not_built_is_said_so() {
     place.realise("t.x");
     let run = place.srp(&["audit", "t.x"]).succeeded().says(&["--closure"]);
     assert!(run.stdout.contains("1 not audited"), "{run}");
-    let run = place.srp(&["audit", "--closure", "t.x", "--json"]).exited(5);
-    let audits = audits(&run);
+    let mut run = place.srp(&["audit", "--closure", "t.x", "--json"]);
+    if audits(&run)["applets"]["status"] == "unknown" {
+        // The machine failed, not the build (other tests use up its memory): what is known stays.
+        eprintln!("tried again: {}", audits(&run)["applets"]);
+        run = place.srp(&["audit", "--closure", "t.x", "--json"]);
+    }
+    let audits = audits(&run.exited(5));
     let status = |name: &str| audits[name]["status"].as_str().unwrap();
     assert_eq!(["root", "busybox-static"].map(status), ["not-audited"; 2]);
     assert_eq!(["applets", "steady"].map(status), ["identical"; 2]);
