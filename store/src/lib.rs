@@ -34,6 +34,7 @@ mod roots;
 pub mod staged;
 mod store;
 mod upgrade;
+mod verification;
 mod visit;
 
 pub use commit::Registration;
@@ -56,3 +57,4 @@ pub use realisation::{Claim, Realisation, Route};
 pub use roots::Root;
 pub use store::{Access, FORMAT, Store};
 pub use tree::{Directory, Entry, MAX_DEPTH, TREE_TIME_SECONDS};
+pub use verification::{Damage, DamageKind, Stamp, TreeReport};

@@ -25,6 +25,7 @@ use crate::presence::undamaged;
 use crate::realisation::{Claim, Realisation};
 use crate::staged::Staged;
 use crate::upgrade;
+use crate::verification;
 
 /// The store format that this program writes. It reads 1, too, and makes it this one (`upgrade`).
 pub const FORMAT: u32 = 2;
@@ -58,6 +59,8 @@ pub struct Store {
     pub(crate) session: Mutex<Option<Arc<Session>>>,
     pub(crate) listings: Kept<Digest, Arc<Listing>>,
     infos: Kept<ObjectId, Info>,
+    /// What verification found, where it can't be written down.
+    pub(crate) stamps: verification::Remembered,
 }
 
 /// What was read lately, within a bound: a server asks for all that there is.
@@ -123,6 +126,7 @@ impl Store {
             session: Mutex::default(),
             listings: Kept::with_weighter(KEPT_ITEMS, KEPT_BYTES, MemoryBytes),
             infos: Kept::with_weighter(KEPT_ITEMS, KEPT_BYTES, MemoryBytes),
+            stamps: verification::Remembered::default(),
         };
         Ok(store)
     }
