@@ -11,7 +11,8 @@ use std::path::PathBuf;
 
 use srp_store::compose::{Composition, SYSROOT};
 use srp_store::{
-    Entry, Found, ObjectId, ObjectName, ReferenceKind, Role, Store, StoreError, Triple,
+    Assurance, Digest, Entry, Found, ObjectId, ObjectName, ReferenceKind, Role, Store, StoreError,
+    Triple,
 };
 
 use crate::build::skeleton;
@@ -135,18 +136,35 @@ impl<'a> Shell<'a> {
         Ok(known.keys().filter(|arch| wanted(arch)).cloned().collect())
     }
 
-    /// The sandbox as a value.
+    fn trees(&self) -> BTreeSet<Digest> {
+        let composed = [Some(&self.root), self.sysroot.as_ref()].into_iter().flatten();
+        composed.flat_map(|root| root.providers().iter().map(|it| it.listing().digest())).collect()
+    }
+
+    /// The sandbox as a value. What it will show was verified lately, or is verified for it: see
+    /// `assurance`.
     pub fn plan(
         &self,
         request: &ShellRequest,
         machine: &Machine,
+        assurance: &Assurance<'_>,
     ) -> Result<SandboxPlan, ShellError> {
         let command = self.command(&request.command)?;
         let program = command[0].clone();
         let mut plan = SandboxPlan::new(command);
-        plan.layers = self.store.layers(&self.root)?;
+        let mut trees = self.trees();
+        for (_, object) in request.runners.values() {
+            trees.insert(self.store.info(object)?.object.tree);
+        }
+        if self.store.is_writable() {
+            self.store.assure_all(&trees, assurance)?;
+        } else {
+            // Whoever can't keep what verification finds doesn't do it for each shell.
+            trees.iter().try_for_each(|tree| self.store.refuse_damaged(tree))?;
+        }
+        plan.layers = self.store.layers(&self.root, assurance)?;
         if let Some(sysroot) = &self.sysroot {
-            plan.sysroot = self.store.layers(sysroot)?;
+            plan.sysroot = self.store.layers(sysroot, assurance)?;
         }
         plan.skeleton = skeleton(&self.root);
         plan.skeleton.extend(self.sysroot.iter().flat_map(loaders));

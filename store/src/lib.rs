@@ -14,6 +14,7 @@ pub mod realisation;
 pub mod revision;
 pub mod tree;
 
+mod assurance;
 pub mod cache;
 mod commit;
 pub mod compose;
@@ -37,6 +38,7 @@ mod upgrade;
 mod verification;
 mod visit;
 
+pub use assurance::{Assurance, Validity};
 pub use commit::Registration;
 pub use crew::{Crew, Tasks};
 pub use db::{History, Index, IndexError, Info, is_index_panic};

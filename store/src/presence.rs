@@ -222,11 +222,7 @@ pub(crate) fn link_target(tree: &Digest) -> std::path::PathBuf {
 pub(crate) fn undamaged<T>(read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match read {
         Ok(value) => Ok(Some(value)),
-        Err(
-            error @ (StoreError::Damaged { .. }
-            | StoreError::Corrupt { .. }
-            | StoreError::FileType { .. }),
-        ) => {
+        Err(error) if error.is_damage() || matches!(error, StoreError::FileType { .. }) => {
             tracing::warn!(%error, "it counts as not there");
             Ok(None)
         }

@@ -8,9 +8,11 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use quick_cache::Weighter;
 
+use crate::assurance::Validity;
 use crate::commit::Committer;
 use crate::db::{self, Info};
 use crate::derivation::Derivation;
@@ -61,6 +63,13 @@ pub struct Store {
     infos: Kept<ObjectId, Info>,
     /// What verification found, where it can't be written down.
     pub(crate) stamps: verification::Remembered,
+    /// Whose turn it is to verify.
+    pub(crate) assuring: Mutex<()>,
+    /// Trees that were moved aside.
+    pub(crate) set_aside: Mutex<BTreeSet<Digest>>,
+    /// When it was opened.
+    pub(crate) opened: SystemTime,
+    pub(crate) validity: Validity,
 }
 
 /// What was read lately, within a bound: a server asks for all that there is.
@@ -127,6 +136,10 @@ impl Store {
             listings: Kept::with_weighter(KEPT_ITEMS, KEPT_BYTES, MemoryBytes),
             infos: Kept::with_weighter(KEPT_ITEMS, KEPT_BYTES, MemoryBytes),
             stamps: verification::Remembered::default(),
+            assuring: Mutex::default(),
+            set_aside: Mutex::default(),
+            opened: SystemTime::now(),
+            validity: Validity::default(),
         };
         Ok(store)
     }

@@ -141,6 +141,21 @@ pub enum DamageKind {
     },
 }
 
+impl DamageKind {
+    /// What it says of a file that it can't be opened or read; none if it is this process that
+    /// can't.
+    pub(crate) fn of(error: Errno) -> Option<DamageKind> {
+        match error {
+            Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::INTR | Errno::STALE => None,
+            Errno::NOENT => Some(DamageKind::Missing),
+            error => {
+                let reason = std::io::Error::from(error).to_string();
+                Some(DamageKind::Unreadable { reason })
+            }
+        }
+    }
+}
+
 impl TreeReport {
     /// Whether the tree is what its digest says.
     pub fn is_sound(&self) -> bool {
@@ -323,10 +338,13 @@ impl Store {
             let time = time.duration_since(UNIX_EPOCH).unwrap_or_default();
             let time =
                 Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() };
-            rustix::fs::futimens(
-                listing,
-                &Timestamps { last_access: time, last_modification: time },
-            )
+            let times = Timestamps { last_access: time, last_modification: time };
+            rustix::fs::futimens(listing, &times)?;
+            // What is known to be damaged must not be forgotten in a power cut.
+            if stamp == Stamp::Damaged {
+                rustix::fs::fsync(listing)?;
+            }
+            Ok::<_, Errno>(())
         };
         let mut remembered = self.remembered();
         match set() {
@@ -551,13 +569,8 @@ impl Comparing<'_> {
 
     /// What can't be read is damaged, unless it is this process that can't.
     fn unreadable(&self, path: Vec<u8>, error: Errno) -> Result<(), StoreError> {
-        let kind = match error {
-            Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::INTR | Errno::STALE => {
-                return Err(error).at("read", &self.tree.path_of(&path));
-            }
-            // It was there a moment ago: somebody removes it.
-            Errno::NOENT => DamageKind::Missing,
-            error => DamageKind::Unreadable { reason: std::io::Error::from(error).to_string() },
+        let Some(kind) = DamageKind::of(error) else {
+            return Err(error).at("read", &self.tree.path_of(&path));
         };
         self.damage(path, kind);
         Ok(())
@@ -656,7 +669,8 @@ mod tests {
 
     #[test]
     fn every_kind_of_damage_is_named() {
-        let damages: &[(&str, fn(&Path), &str)] = &[
+        type Case = (&'static str, fn(&Path), &'static str);
+        let damages: &[Case] = &[
             ("usr/07", |it| fs::write(it, "8").expect("written"), "usr/07: other bytes"),
             ("usr/07", |it| fs::write(it, "").expect("written"), "usr/07: 0 bytes long instead"),
             ("usr/07", |it| fs::remove_file(it).expect("removed"), "usr/07: missing"),
