@@ -155,7 +155,11 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
         let audit = builder.audit(&request, hash, &options, &progress, &workshop.cancel)?;
         if let Err(error) = evidence.leave(&store, &request, &audit) {
             let mut first = not_left.lock().expect("no holder panics");
-            first.get_or_insert_with(|| CommandError::chain(ExitCode::User, error));
+            let code = match building::is_damage(&error) {
+                true => ExitCode::Integrity,
+                false => ExitCode::User,
+            };
+            first.get_or_insert_with(|| CommandError::chain(code, error));
         }
         Ok(audit)
     };

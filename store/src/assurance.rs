@@ -382,3 +382,176 @@ fn set_attributes(file: impl AsFd, mode: Option<Mode>) -> rustix::io::Result<()>
     }
     rustix::fs::futimens(&file, &TREE_TIME)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+
+    use super::*;
+    use crate::commit::Registration;
+    use crate::ingest::{self, Rules};
+    use crate::object::{Object, ReferenceKind};
+    use crate::store::Access;
+
+    const MONTH: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+    fn open(directory: &tempfile::TempDir) -> Store {
+        Store::open(&directory.path().join("store"), Access::Write).expect("opened")
+    }
+
+    /// Registers an object with one file, as if it had just been built.
+    fn add(store: &Store, name: &str) -> Object {
+        let scratch = store.scratch().expect("a scratch directory");
+        let tree = scratch.path().join("tree");
+        fs::create_dir_all(tree.join("usr")).expect("created");
+        fs::write(tree.join("usr").join(name), name.repeat(100)).expect("written");
+        let listing = ingest::take(&OpenTree::open(&tree).expect("opened"), Rules::default());
+        let listing = Arc::new(listing.expect("taken"));
+        let object = Object {
+            name: name.parse().expect("a name"),
+            tree: listing.digest(),
+            references: [].into(),
+            permissions: [].into(),
+        };
+        let mut registration = Registration::default();
+        registration.object(store, &object, listing, tree);
+        store.commit(registration).expect("committed");
+        object
+    }
+
+    /// Changes one byte of a file, and nothing that `stat` shows.
+    fn flip(path: &Path) {
+        let mode = fs::metadata(path).expect("read").permissions();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o644)).expect("set");
+        let mut bytes = fs::read(path).expect("read");
+        bytes[50] ^= 1;
+        fs::write(path, bytes).expect("written");
+        fs::set_permissions(path, mode).expect("set");
+        let file = fs::File::open(path).expect("opened");
+        rustix::fs::futimens(&file, &TREE_TIME).expect("set");
+    }
+
+    fn file(store: &Store, object: &Object) -> std::path::PathBuf {
+        store.tree_path(&object.tree).join("usr").join(object.name.as_str())
+    }
+
+    fn assure(store: &Store, object: &Object, within: Duration) -> Vec<TreeReport> {
+        let trees = [object.tree].into();
+        store.assure(&trees, &Assurance::within(within)).expect("verified")
+    }
+
+    #[test]
+    fn what_was_verified_lately_is_believed_and_nothing_else() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let object = add(&open(&directory), "object");
+        let store = open(&directory);
+        flip(&file(&store, &object));
+        assert_eq!(assure(&store, &object, MONTH), []);
+        assert!(store.contains(&object.id()).expect("asked"));
+        // Zero: nothing is believed but what was verified since the store was opened.
+        let damaged = assure(&store, &object, Duration::ZERO);
+        assert_eq!(damaged[0].damages.len(), 1, "{damaged:?}");
+        assert!(!store.contains(&object.id()).expect("asked"), "it counts as not here");
+        assert_eq!(assure(&store, &object, MONTH), damaged, "from now on, for everybody");
+        assert!(store.set_aside(&object.tree).expect("moved"));
+        assert!(!store.tree_path(&object.tree).exists());
+        assert_eq!(add(&store, "object"), object);
+        assert_eq!(assure(&store, &object, MONTH), []);
+        flip(&file(&store, &object));
+        assert!(!store.set_aside(&object.tree).expect("moved"), "for the second time");
+        let tmp = store.directory("tmp");
+        drop(store);
+        assert!(fs::read_dir(tmp).expect("listed").next().is_none());
+    }
+
+    #[test]
+    fn what_was_made_anew_takes_the_place_of_what_is_damaged_and_of_nothing_else() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = open(&directory);
+        let object = add(&store, "object");
+        let path = file(&store, &object);
+        let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+        let before = inode(&path);
+        add(&store, "object");
+        assert_eq!(inode(&path), before, "others may use it");
+        flip(&path);
+        add(&store, "object");
+        assert_ne!(inode(&path), before);
+        assert_eq!(fs::read_to_string(&path).expect("read"), "object".repeat(100));
+        fs::set_permissions(path.parent().expect("one"), fs::Permissions::from_mode(0o755))
+            .expect("set");
+        fs::remove_file(&path).expect("removed");
+        add(&store, "object");
+        assert_eq!(fs::read_to_string(&path).expect("read"), "object".repeat(100));
+    }
+
+    #[test]
+    fn modes_and_times_are_set_right() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let object = add(&open(&directory), "object");
+        let store = open(&directory);
+        let path = file(&store, &object);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("set");
+        fs::File::open(&path).expect("opened").set_modified(SystemTime::now()).expect("set");
+        assert_eq!(assure(&store, &object, Duration::ZERO), []);
+        let metadata = fs::metadata(&path).expect("read");
+        let seconds = std::os::unix::fs::MetadataExt::mtime(&metadata);
+        assert_eq!((metadata.permissions().mode() & 0o7777, seconds), (0o444, TREE_TIME_SECONDS));
+    }
+
+    #[test]
+    fn a_composed_root_that_lacks_something_or_is_damaged_is_composed_anew() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = open(&directory);
+        let objects: Vec<Object> = (0..8).map(|n| add(&store, &format!("object{n}"))).collect();
+        let ids: Vec<_> = objects.iter().map(Object::id).collect();
+        let compose = |store: &Store, within| {
+            let ids = store.closure_ids(&ids, ReferenceKind::ALL).expect("there");
+            let composition = store.compose(&[ids]).expect("composed");
+            store.composed(&composition, &Assurance::within(within))
+        };
+        let path = compose(&store, MONTH).expect("composed");
+        let (usr, file) = (path.join("usr"), path.join("usr/object3"));
+        let listing = path.with_file_name(format!(
+            "{}.listing",
+            path.file_name().expect("a name").to_string_lossy()
+        ));
+        let open_up = || fs::set_permissions(&usr, fs::Permissions::from_mode(0o755)).expect("set");
+        let sound = |within, what: &str| {
+            assert_eq!(compose(&open(&directory), within).expect(what), path);
+            for object in &objects {
+                let name = object.name.as_str();
+                let text = fs::read_to_string(usr.join(name)).expect(what);
+                assert_eq!(text, name.repeat(100), "{what}");
+            }
+        };
+        // What is missing is noticed each time.
+        open_up();
+        fs::remove_file(&file).expect("removed");
+        sound(MONTH, "a file was gone");
+        open_up();
+        fs::remove_dir_all(&usr).ok();
+        sound(MONTH, "nearly all was gone");
+        // A flipped bit is, when it is its time.
+        flip(&file);
+        assert!(compose(&open(&directory), MONTH).is_ok());
+        assert_ne!(fs::read_to_string(&file).expect("read"), "object3".repeat(100));
+        sound(Duration::ZERO, "a bit was flipped");
+        // Without a listing nobody knows when that was.
+        flip(&file);
+        fs::remove_file(&listing).expect("removed");
+        sound(MONTH, "the listing was gone");
+        // It is made of sound trees, or not at all.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("set");
+        files::remove_tree(&path).expect("removed");
+        flip(&self::file(&store, &objects[5]));
+        let failed = compose(&store, MONTH);
+        assert!(
+            matches!(&failed, Err(StoreError::Unsound { tree: Some(tree), .. }) if *tree == objects[5].tree),
+            "{failed:?}"
+        );
+        assert!(!store.contains(&objects[5].id()).expect("asked"));
+        assert!(!path.exists());
+    }
+}

@@ -94,7 +94,8 @@ impl Registration {
         }
         let size_bytes = listing.size_bytes();
         let info = Info { object: object.clone(), size_bytes };
-        self.infos.push((store.info_path(&object.id()), db::encode(&info)));
+        let (path, name) = (store.info_path(&object.id()), object.id().to_string());
+        self.infos.push((path, db::encode(&info, &name)));
         let path = store.object_path(&object.path_name());
         self.links.push((path, link_target(&object.tree)));
     }
@@ -113,12 +114,14 @@ impl Registration {
 
     /// Adds what a resolved derivation came out as.
     pub fn realisation(&mut self, store: &Store, hash: &ResolvedHash, realisation: &Realisation) {
-        self.realisations.push((store.realisation_path(hash), db::encode(realisation)));
+        let bytes = db::encode(realisation, &hash.to_string());
+        self.realisations.push((store.realisation_path(hash), bytes));
     }
 
     /// Adds what was chosen for a derivation by its static hash.
     pub fn claim(&mut self, store: &Store, hash: &StaticHash, claim: &Claim) {
-        self.realisations.push((store.claim_path(hash), db::encode(claim)));
+        let bytes = db::encode(claim, &hash.to_string());
+        self.realisations.push((store.claim_path(hash), bytes));
     }
 }
 

@@ -345,7 +345,8 @@ impl Store {
     fn record<R: db::Record>(&self, path: &Path) -> Result<Option<R>, StoreError> {
         files::read_if_exists(path)?
             .map(|bytes| {
-                db::decode(&bytes)
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                db::decode(&bytes, name)
                     .map_err(|reason| StoreError::Damaged { path: path.to_owned(), reason })
             })
             .transpose()

@@ -137,7 +137,8 @@ impl Builder<'_> {
             format!("{object} {}", told.join(" "))
         });
         if !options.again
-            && let Some(audit) = remembered::recall(&place, &claim, options, emulator.as_deref())
+            && let Some(audit) =
+                remembered::recall(&place, hash, &claim, options, emulator.as_deref())
         {
             return Ok(audit);
         }

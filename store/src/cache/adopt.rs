@@ -5,8 +5,9 @@
 //! chain of caches doesn't pretend to be a chain of builders.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use crate::cache::path::parse_signer;
 use crate::cache::sealed::Sealed;
 use crate::cache::statement::Statement;
 use crate::commit::Registration;
@@ -46,7 +47,11 @@ impl Store {
         let mut found = Vec::new();
         for path in self.evidence_paths(resolved)? {
             match Sealed::from_bytes(&fs::read(&path).at("read", &path)?) {
-                Ok(sealed) => found.push(sealed),
+                Ok(sealed) if is_about(&sealed, resolved, &path) => found.push(sealed),
+                Ok(_) => {
+                    let path = path.display();
+                    tracing::warn!(%path, "a statement is another's, and is left out");
+                }
                 Err(error) => {
                     tracing::warn!(%error, path = %path.display(), "a statement is left out");
                 }
@@ -85,4 +90,10 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Whether a statement lies where it belongs: by what it is about, and by who signed it.
+fn is_about(sealed: &Sealed<Statement>, resolved: &ResolvedHash, path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    sealed.unverified().resolved == *resolved && parse_signer(name) == Some(sealed.signer())
 }

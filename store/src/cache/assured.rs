@@ -42,6 +42,16 @@ impl Store {
         Ok(Assured(()))
     }
 
+    /// Verifies what a claim names as outputs and as inputs, and all that they refer to, as far as it
+    /// is here: for whoever signs something else about it.
+    ///
+    /// # Errors
+    /// As of [`assure_all`](Store::assure_all).
+    pub fn assure_claim(&self, claim: &Claim, assurance: &Assurance<'_>) -> Result<(), StoreError> {
+        let named = claim.outputs.values().chain(claim.inputs.values()).copied();
+        self.assure_all(&self.trees_here(named)?, assurance)
+    }
+
     /// As [`assure`](Store::assure); damage is an error.
     pub fn assure_all(
         &self,

@@ -73,6 +73,10 @@ impl Store {
             }
         };
         let said = sealed.unverified();
+        if said.resolved != claim.resolved {
+            tracing::warn!(path = %path.display(), "a statement is another's, and is left out");
+            return Ok(None);
+        }
         let about_this = said.derivation == *derivation
             && said.provenance == Provenance::Built
             && said.claim() == *claim;
