@@ -129,7 +129,7 @@ impl Store {
     /// The error that a report on a damaged tree is.
     pub fn unsound(&self, report: &TreeReport) -> StoreError {
         let directory = self.tree_path(&report.tree);
-        let (path, kind) = match report.damages.first() {
+        let (path, kind) = match report.first() {
             Some(damage) if damage.path.is_empty() => (directory, damage.kind.clone()),
             Some(damage) => {
                 let path = directory.join(OsStr::from_bytes(&damage.path));
@@ -143,7 +143,7 @@ impl Store {
     /// A report on a damaged tree in one line.
     pub fn in_words(&self, report: &TreeReport) -> String {
         let path = self.tree_path(&report.tree);
-        let first = report.damages.first().map(ToString::to_string).unwrap_or_default();
+        let first = report.first().map(ToString::to_string).unwrap_or_default();
         let more = match report.damages.len().saturating_sub(1) {
             0 => String::new(),
             more => format!(", and {more} more"),

@@ -159,7 +159,7 @@ impl Store {
             let kept = || Some(Arc::clone(&listing));
             let mut report = self.verify(&place, kept, None, &|_| {})?;
             self.mend_report(&place, &mut report)?;
-            if let Some(damage) = report.damages.first() {
+            if let Some(damage) = report.first() {
                 let path = place.directory.display();
                 tracing::warn!("{path} is damaged ({damage}), and is replaced");
                 self.move_aside(&place)?;

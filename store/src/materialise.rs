@@ -173,7 +173,7 @@ impl Store {
                 };
             }
             let report = self.assure_place(&place, Arc::clone(&listing), assurance)?;
-            let Some(damage) = report.damages.first() else { return Ok(place.directory) };
+            let Some(damage) = report.first() else { return Ok(place.directory) };
             let path = place.directory.display();
             tracing::warn!("{path} is damaged ({damage}), and is composed anew");
             self.move_aside(&place)?;

@@ -161,6 +161,12 @@ impl TreeReport {
     pub fn is_sound(&self) -> bool {
         self.damages.is_empty()
     }
+
+    /// The damage that says most, if there is any: what is lost before what has another mode.
+    pub fn first(&self) -> Option<&Damage> {
+        let lost = self.damages.iter().find(|damage| !damage.is_of_attributes());
+        lost.or(self.damages.first())
+    }
 }
 
 impl Damage {
