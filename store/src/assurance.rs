@@ -99,11 +99,11 @@ impl Store {
         for tree in found {
             if stale(&tree)? {
                 let size = self.listing(&tree).map_or(0, |listing| listing.extent().size_bytes);
-                waiting.push((size, self.place(&tree)));
+                waiting.push((size, self.place(&tree), self.listings.get(&tree)));
             }
         }
         // The largest first: one that comes last would be waited for alone.
-        waiting.sort_by_key(|(size, _)| std::cmp::Reverse(*size));
+        waiting.sort_by_key(|(size, ..)| std::cmp::Reverse(*size));
         self.verify_all(&waiting, assurance)
     }
 
@@ -122,7 +122,8 @@ impl Store {
     pub fn refuse_damaged(&self, tree: &Digest) -> Result<(), StoreError> {
         let place = self.place(tree);
         let damaged = self.stamp(&place)? == Stamp::Damaged || !place.directory.is_dir();
-        let (tree, path, kind) = (Some(*tree), place.directory, DamageKind::Missing);
+        let (tree, path) = (Some(*tree), place.directory);
+        let kind = Box::new(DamageKind::Missing);
         if damaged { Err(StoreError::Unsound { tree, path, kind }) } else { Ok(()) }
     }
 
@@ -137,7 +138,7 @@ impl Store {
             }
             None => (directory, DamageKind::Missing),
         };
-        StoreError::Unsound { tree: Some(report.tree), path, kind }
+        StoreError::Unsound { tree: Some(report.tree), path, kind: Box::new(kind) }
     }
 
     /// A report on a damaged tree in one line.
@@ -201,19 +202,20 @@ impl Store {
     pub(crate) fn looks_whole(&self, place: &Place, listing: &Listing) -> bool {
         let Ok(tree) = OpenTree::open(&place.directory) else { return false };
         let mut whole = true;
-        let mut look = |path: &[u8], mode: u32| {
+        let mut look = |path: &[u8], modes: &[u32]| {
             let path = if path.is_empty() { b"." } else { path };
             let stat = rustix::fs::statat(&tree, path, AtFlags::SYMLINK_NOFOLLOW);
             whole &= stat.is_ok_and(|stat| {
-                stat.st_mode & 0o7777 == mode
+                modes.contains(&(stat.st_mode & 0o7777))
                     && rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir()
-                    && (stat.st_mtime, stat.st_mtime_nsec as u64) == (TREE_TIME_SECONDS, 0)
+                    && (stat.st_mtime, stat.st_mtime_nsec) == (TREE_TIME_SECONDS, 0)
             });
         };
-        look(b"", 0o555);
+        // A process that is killed right after the renaming leaves the top one writable.
+        look(b"", &[0o555, 0o755]);
         listing.walk(&mut |path, entry| {
             if matches!(entry, Entry::Directory { .. }) {
-                look(path, 0o555);
+                look(path, &[0o555]);
             }
         });
         whole
@@ -238,10 +240,12 @@ impl Store {
 
     fn verify_all(
         &self,
-        waiting: &[(u64, Place)],
+        waiting: &[(u64, Place, Option<Arc<Listing>>)],
         assurance: &Assurance<'_>,
     ) -> Result<Vec<TreeReport>, StoreError> {
-        let total = waiting.iter().map(|(size, _)| size).sum();
+        // Rayon's threads, which hash large files, would have the priority of who starts them.
+        rayon::current_num_threads();
+        let total = waiting.iter().map(|(size, ..)| size).sum();
         let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
         let outcome = Mutex::new((Vec::new(), None));
         let progress = |bytes| {
@@ -251,8 +255,8 @@ impl Store {
         let work = || {
             // Builds come first. Where that isn't allowed, they have to share.
             let _ = rustix::process::setpriority_process(None, NICE);
-            while let Some((_, place)) = waiting.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let report = self.verify_and_mend(place, assurance.cancel, &progress);
+            while let Some((_, place, kept)) = waiting.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let report = self.verify_and_mend(place, kept, assurance.cancel, &progress);
                 let mut outcome = outcome.lock().expect("no holder panics");
                 match report {
                     Ok(report) if report.is_sound() => {}
@@ -285,11 +289,11 @@ impl Store {
     fn verify_and_mend(
         &self,
         place: &Place,
+        kept: &Option<Arc<Listing>>,
         cancel: Option<&AtomicBool>,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<TreeReport, StoreError> {
-        let kept = || self.listings.get(&place.digest);
-        let mut report = self.verify(place, kept, cancel, progress)?;
+        let mut report = self.verify(place, || kept.clone(), cancel, progress)?;
         self.mend_report(place, &mut report)?;
         Ok(report)
     }
@@ -353,23 +357,18 @@ impl Store {
         Ok(())
     }
 
-    /// Verifies something that isn't among the trees; as [`assure`](Store::assure).
+    /// Verifies something that isn't among the trees; as [`assure`](Store::assure). None if it is
+    /// sound.
     pub(crate) fn assure_place(
         &self,
         place: &Place,
         listing: Arc<Listing>,
         assurance: &Assurance<'_>,
-    ) -> Result<TreeReport, StoreError> {
+    ) -> Result<Option<TreeReport>, StoreError> {
         let _turn = self.assuring.lock().expect("no holder panics");
-        let (done, total) = (AtomicU64::new(0), listing.extent().size_bytes);
-        let progress = |bytes| {
-            let bytes = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-            (assurance.progress)(bytes.min(total), total);
-        };
-        (assurance.progress)(0, total);
-        let mut report = self.verify(place, || Some(listing), assurance.cancel, &progress)?;
-        self.mend_report(place, &mut report)?;
-        Ok(report)
+        let size = listing.extent().size_bytes;
+        let waiting = [(size, place.clone(), Some(listing))];
+        Ok(self.verify_all(&waiting, assurance)?.pop())
     }
 }
 
@@ -471,7 +470,8 @@ mod tests {
         let store = open(&directory);
         let object = add(&store, "object");
         let path = file(&store, &object);
-        let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+        let inode =
+            |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).expect("read"));
         let before = inode(&path);
         add(&store, "object");
         assert_eq!(inode(&path), before, "others may use it");

@@ -184,7 +184,7 @@ pub enum StoreError {
         /// The file, or the tree itself.
         path: PathBuf,
         /// In what way.
-        kind: DamageKind,
+        kind: Box<DamageKind>,
     },
     /// The directory to write to is in use.
     #[error("{} exists and is not an empty directory", path.display())]

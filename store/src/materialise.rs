@@ -166,14 +166,15 @@ impl Store {
             }
             if !self.is_writable() {
                 // Whoever can't keep what verification finds doesn't do it for each shell.
-                let kind = DamageKind::Missing;
+                let kind = Box::new(DamageKind::Missing);
                 return match whole && self.stamp(&place)? != Stamp::Damaged {
                     true => Ok(place.directory),
                     false => Err(StoreError::Unsound { tree: None, path: place.directory, kind }),
                 };
             }
             let report = self.assure_place(&place, Arc::clone(&listing), assurance)?;
-            let Some(damage) = report.first() else { return Ok(place.directory) };
+            let damage = report.as_ref().and_then(|report| report.first());
+            let Some(damage) = damage else { return Ok(place.directory) };
             let path = place.directory.display();
             tracing::warn!("{path} is damaged ({damage}), and is composed anew");
             self.move_aside(&place)?;
@@ -498,7 +499,7 @@ impl<'a> Writing<'a> {
                 let below = below.unwrap_or(&place).as_os_str().as_bytes();
                 let unsound = |kind| {
                     let tree = Some(provider.listing().digest());
-                    StoreError::Unsound { tree, path: place.clone(), kind }
+                    StoreError::Unsound { tree, path: place.clone(), kind: Box::new(kind) }
                 };
                 let (mut from, stat) = trees.file(below).map_err(|error| {
                     let damaged = DamageKind::of(error).map(unsound);

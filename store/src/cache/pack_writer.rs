@@ -126,7 +126,8 @@ fn segments(sources: &[Source]) -> Vec<Vec<Segment>> {
 
 impl Source {
     fn unsound(&self, kind: DamageKind) -> StoreError {
-        StoreError::Unsound { tree: Some(self.tree), path: self.path.clone(), kind }
+        let (tree, path) = (Some(self.tree), self.path.clone());
+        StoreError::Unsound { tree, path, kind: Box::new(kind) }
     }
 
     /// What it means that the file can't be read.
