@@ -338,6 +338,7 @@ mod tests {
 
     #[test]
     fn a_shell_has_the_closure_and_a_home() {
+        let lately = Assurance::within(std::time::Duration::MAX);
         let directory = tempfile::tempdir().expect("a directory");
         let store = Store::open(&directory.path().join("store"), Access::Write).expect("opened");
         let libc = add(&store, "libc", "usr/lib/libc.so", b"c", &[]);
@@ -345,7 +346,7 @@ mod tests {
         let shell = Shell::new(&store, &dash, None).expect("composed");
         let machine = Machine::of_arch("x86_64");
         let request = ShellRequest { term: Some("xterm".to_owned()), ..ShellRequest::default() };
-        let plan = shell.plan(&request, &machine).expect("a plan");
+        let plan = shell.plan(&request, &machine, &lately).expect("a plan");
         assert_eq!(plan.validate(), Ok(()));
         assert_eq!(plan.command, ["/usr/bin/sh"]);
         assert_eq!(
@@ -359,11 +360,12 @@ mod tests {
         let asked =
             |program: &str| ShellRequest { command: vec![program.to_owned()], ..request.clone() };
         for there in ["sh", "/bin/sh", "/usr/bin/sh", "/made/later"] {
-            assert!(shell.plan(&asked(there), &machine).is_ok(), "{there}");
+            assert!(shell.plan(&asked(there), &machine, &lately).is_ok(), "{there}");
         }
-        let error = shell.plan(&asked("vi"), &machine).expect_err("no vi");
+        let error = shell.plan(&asked("vi"), &machine, &lately).expect_err("no vi");
         assert_eq!(error.to_string(), format!("{dash} has no program vi"));
-        let error = Shell::new(&store, &libc, None).expect("composed").plan(&request, &machine);
+        let error =
+            Shell::new(&store, &libc, None).expect("composed").plan(&request, &machine, &lately);
         assert!(error.expect_err("no shell").to_string().contains("has no shell (/usr/bin/bash"));
     }
 
@@ -385,6 +387,7 @@ mod tests {
 
     #[test]
     fn a_foreign_program_needs_a_runner() {
+        let lately = Assurance::within(std::time::Duration::MAX);
         let directory = tempfile::tempdir().expect("a directory");
         let store = Store::open(&directory.path().join("store"), Access::Write).expect("opened");
         let foreign = add(&store, "sh", "usr/bin/sh", AARCH64, &[]);
@@ -407,11 +410,11 @@ mod tests {
         let wanted = shell.emulated(&[], &riscv, &known).expect("readable");
         assert_eq!(wanted.iter().collect::<Vec<_>>(), ["aarch64"]);
 
-        let error = shell.plan(&ShellRequest::default(), &riscv).expect_err("no runner");
+        let error = shell.plan(&ShellRequest::default(), &riscv, &lately).expect_err("no runner");
         assert!(matches!(error, ShellError::NoRunner { .. }), "{error}");
         let runners = [("aarch64".to_owned(), (spec, qemu.id))].into();
         let request = ShellRequest { runners, ..ShellRequest::default() };
-        let plan = shell.plan(&request, &riscv).expect("a plan");
+        let plan = shell.plan(&request, &riscv, &lately).expect("a plan");
         assert_eq!(plan.binfmt.len(), 1);
         assert!(plan.binfmt[0].emulator.ends_with("usr/bin/qemu-aarch64"));
         assert_eq!(plan.env["QEMU_CPU"], "cortex-a72");
