@@ -37,5 +37,6 @@ mod cases {
     mod s3;
     mod serve;
     mod tidy;
+    mod trust;
     mod world;
 }
