@@ -30,6 +30,7 @@ use crate::object::Object;
 use crate::open_tree::OpenTree;
 use crate::presence::link_target;
 use crate::realisation::{Claim, Realisation};
+use crate::rely::Relied;
 use crate::store::Store;
 
 /// What is registered together: all of it or, after a crash, none that refers to the rest.
@@ -42,6 +43,8 @@ pub struct Registration {
     realisations: Vec<(PathBuf, Vec<u8>)>,
     /// Objects with something at `/srp`, and where their trees lie for now.
     reserved: Vec<(Object, Arc<Listing>, PathBuf)>,
+    /// What is to stay once it is placed, and what may be here already.
+    relied: Vec<Relied>,
 }
 
 /// Lets threads that finish together share one `syncfs`.
@@ -79,6 +82,7 @@ impl Registration {
     /// to refer to others that aren't here yet.
     pub(crate) fn tree(&mut self, store: &Store, listing: Arc<Listing>, staged: PathBuf) {
         let tree = listing.digest();
+        self.relied.push(Relied::Tree(tree));
         self.trees.push((staged, store.tree_path(&tree)));
         self.listings.push((store.listing_path(&tree), listing.encode()));
         store.remember_listing(listing);
@@ -94,6 +98,7 @@ impl Registration {
         if listing.find(RESERVED).is_some() {
             self.reserved.push((object.clone(), Arc::clone(listing), tree.to_owned()));
         }
+        self.relied.extend([Relied::Tree(object.tree), Relied::Object(object.id())]);
         let size_bytes = listing.size_bytes();
         let info = Info { object: object.clone(), size_bytes };
         self.infos.push((store.info_path(&object.id()), db::encode(&info)));
@@ -139,6 +144,8 @@ impl Store {
         if registration.is_empty() {
             return Ok(());
         }
+        // Before any of it is looked for or placed: a tree that is here already must stay.
+        self.rely(registration.relied.iter().copied())?;
         let staged = Staged::new(self, registration)?;
         self.committer.commit(self, staged)
     }
@@ -285,7 +292,7 @@ impl Staged {
                 .map(|(path, bytes)| Ok((store.stage(&bytes, 0o444)?, path)))
                 .collect::<Result<Vec<_>, StoreError>>()
         };
-        let Registration { trees, listings, infos, links, realisations, reserved: _ } =
+        let Registration { trees, listings, infos, links, realisations, reserved: _, relied: _ } =
             registration;
         let has_objects = !trees.is_empty() || !infos.is_empty();
         let has_realisations = !realisations.is_empty();

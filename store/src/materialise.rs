@@ -9,6 +9,7 @@ use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,6 +26,7 @@ use crate::ingest::{FILES_PER_TASK, create, finish_file};
 use crate::manifest::Manifest;
 use crate::object::{Object, ReferenceKind};
 use crate::open_tree::OpenTree;
+use crate::rely::Relied;
 use crate::staged::StagedDirectory;
 use crate::store::Store;
 use crate::tree::Entry;
@@ -148,7 +150,10 @@ impl Store {
     pub fn composed(&self, composition: &Composition) -> Result<PathBuf, StoreError> {
         let path = self.directory("composed").join(composition.digest().to_string());
         let is_there = || fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir());
+        self.rely([Relied::Composed(composition.digest())])?;
         if is_there() {
+            // The time of its last change says when it was last used; nothing else of it changes.
+            let _ = fs::set_permissions(&path, fs::Permissions::from_mode(0o555));
             return Ok(path);
         }
         let scratch = self.scratch()?;

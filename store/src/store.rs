@@ -23,6 +23,7 @@ use crate::lock::Session;
 use crate::object::{ObjectName, ReferenceKind};
 use crate::presence::undamaged;
 use crate::realisation::{Claim, Realisation};
+use crate::rely::Relying;
 use crate::staged::Staged;
 use crate::upgrade;
 
@@ -56,6 +57,9 @@ pub struct Store {
     pub(crate) committer: Committer,
     /// Made when it is first needed.
     pub(crate) session: Mutex<Option<Arc<Session>>>,
+    /// What this process relies on, and whether it relies on anything.
+    pub(crate) relying: Mutex<Relying>,
+    pub(crate) relies: bool,
     pub(crate) listings: Kept<Digest, Arc<Listing>>,
     infos: Kept<ObjectId, Info>,
 }
@@ -121,6 +125,8 @@ impl Store {
             root: root.to_owned(),
             writable,
             session: Mutex::default(),
+            relying: Mutex::default(),
+            relies: true,
             listings: Kept::with_weighter(KEPT_ITEMS, KEPT_BYTES, MemoryBytes),
             infos: Kept::with_weighter(KEPT_ITEMS, KEPT_BYTES, MemoryBytes),
         };
@@ -209,7 +215,10 @@ impl Store {
         Ok(undamaged(self.read_derivation(hash))?.flatten())
     }
 
-    fn read_derivation(&self, hash: &StaticHash) -> Result<Option<Derivation>, StoreError> {
+    pub(crate) fn read_derivation(
+        &self,
+        hash: &StaticHash,
+    ) -> Result<Option<Derivation>, StoreError> {
         let path = self.derivation_path(hash);
         let Some(bytes) = files::read_if_exists(&path)? else { return Ok(None) };
         match Derivation::from_canonical(&bytes) {
@@ -321,11 +330,11 @@ impl Store {
         self.root.join("realisations/static").join(hash.to_string())
     }
 
-    fn derivation_path(&self, hash: &StaticHash) -> PathBuf {
+    pub(crate) fn derivation_path(&self, hash: &StaticHash) -> PathBuf {
         self.root.join("derivations").join(hash.to_string())
     }
 
-    fn record<R: db::Record>(&self, path: &Path) -> Result<Option<R>, StoreError> {
+    pub(crate) fn record<R: db::Record>(&self, path: &Path) -> Result<Option<R>, StoreError> {
         files::read_if_exists(path)?
             .map(|bytes| {
                 db::decode(&bytes)
