@@ -148,6 +148,7 @@ impl From<StoreError> for CommandError {
     fn from(error: StoreError) -> CommandError {
         let code = match &error {
             StoreError::Damaged { .. } | StoreError::Corrupt { .. } => ExitCode::Integrity,
+            StoreError::Cancelled => ExitCode::Interrupted,
             _ => ExitCode::User,
         };
         let hint = match &error {

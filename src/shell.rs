@@ -72,7 +72,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult<u8>
         runners,
     };
     let plan = shell.plan(&request, &machine).map_err(failed)?;
-    let cancel = interrupt::install()?;
+    let cancel = interrupt::token()?;
     let signals = interrupt::forward()?;
     let outcome = building::launcher()
         .run_interactive(&plan, signals.as_fd(), &cancel)

@@ -48,7 +48,7 @@ pub(super) fn recall(
     options: &AuditOptions,
     emulator: Option<&str>,
 ) -> Option<Audit> {
-    let bytes = fs::read(path).ok()?;
+    let bytes = srp_store::read_plain(path).ok()?;
     let found: Remembered = serde_json::from_slice(&bytes).ok()?;
     let same = found.format == FORMAT
         && found.resolved == claim.resolved

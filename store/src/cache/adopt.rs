@@ -4,7 +4,6 @@
 //! didn't build. They are there before the claim is; whoever publishes passes them on, so that a
 //! chain of caches doesn't pretend to be a chain of builders.
 
-use std::fs;
 use std::path::PathBuf;
 
 use crate::cache::sealed::Sealed;
@@ -45,7 +44,7 @@ impl Store {
     pub fn evidence(&self, resolved: &ResolvedHash) -> Result<Vec<Sealed<Statement>>, StoreError> {
         let mut found = Vec::new();
         for path in self.evidence_paths(resolved)? {
-            match Sealed::from_bytes(&fs::read(&path).at("read", &path)?) {
+            match Sealed::from_bytes(&files::read(&path).at("read", &path)?) {
                 Ok(sealed) => found.push(sealed),
                 Err(error) => {
                     tracing::warn!(%error, path = %path.display(), "a statement is left out");

@@ -28,6 +28,7 @@ use crate::cache::{Cache, CacheError, CachePath, Holdings};
 use crate::commit::Registration;
 use crate::digest::Digest;
 use crate::error::StoreError;
+use crate::files;
 use crate::listing::Listing;
 use crate::store::Store;
 
@@ -296,7 +297,7 @@ impl<'a> Fetch<'a> {
             place.expect("the content", found.delta, Digest::of_file(&bytes))?;
             let made = unpacking.make(number, &mut |to| {
                 let make = || {
-                    let old = fs::read(&from)?;
+                    let old = files::read(&from)?;
                     let mut to = BufWriter::new(fs::File::create_new(to)?);
                     delta::apply(&old, &bytes, file.size_bytes, &mut to)?;
                     to.into_inner().map(drop).map_err(|error| error.into_error())
