@@ -336,7 +336,7 @@ pub(crate) fn counted(count: impl TryInto<u64>, what: &str) -> String {
 }
 
 /// `90s`, `30m`, `12h`, `30d`.
-fn parse_time(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
     let parse = || {
         let unit = text.chars().last()?;
         let number: u64 = text[..text.len() - unit.len_utf8()].parse().ok()?;

@@ -53,6 +53,8 @@ pub(crate) struct Config {
     pub(crate) trust: Trust,
     /// What one evaluation of definitions may take.
     pub(crate) evaluation: Evaluation,
+    /// When garbage is collected without being asked for, and what then stays.
+    pub(crate) gc: Gc,
     /// Where the user's keys are; none if nothing says where home is.
     pub(crate) keys: Option<PathBuf>,
     /// Whether things are registered without waiting for the disk.
@@ -96,6 +98,17 @@ pub(crate) struct Evaluation {
     pub(crate) seconds: Option<u64>,
 }
 
+/// When garbage is collected without being asked for, and what then stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Gc {
+    /// When less is free on the store's file system.
+    pub(crate) min_free_mib: Option<u64>,
+    /// When the store takes more.
+    pub(crate) max_size_mib: Option<u64>,
+    /// What was made or used within so many days stays.
+    pub(crate) older_than_days: Option<u64>,
+}
+
 /// A configuration file as it is written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -116,6 +129,8 @@ struct File {
     trust: WrittenTrust,
     #[serde(default)]
     evaluation: WrittenEvaluation,
+    #[serde(default)]
+    gc: WrittenGc,
 }
 
 /// The table `[trust]` as it is written.
@@ -134,6 +149,15 @@ struct WrittenTrust {
 struct WrittenEvaluation {
     memory_mib: Option<Count>,
     seconds: Option<Count>,
+}
+
+/// The table `[gc]` as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenGc {
+    min_free_mib: Option<Count>,
+    max_size_mib: Option<Count>,
+    older_than_days: Option<Count>,
 }
 
 /// How many of something there are: one at least.
@@ -286,6 +310,9 @@ impl Config {
         }
         self.evaluation.memory_mib = self.evaluation.memory_mib.or(evaluation);
         self.evaluation.seconds = self.evaluation.seconds.or(count(file.evaluation.seconds));
+        self.gc.min_free_mib = self.gc.min_free_mib.or(count(file.gc.min_free_mib));
+        self.gc.max_size_mib = self.gc.max_size_mib.or(count(file.gc.max_size_mib));
+        self.gc.older_than_days = self.gc.older_than_days.or(count(file.gc.older_than_days));
         for (name, urls) in file.mirrors {
             let urls = match urls {
                 Urls::One(url) => vec![url],

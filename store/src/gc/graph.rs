@@ -18,8 +18,10 @@ use rayon::prelude::*;
 
 use crate::digest::{Digest, ObjectId};
 use crate::error::{IoContext, StoreError};
+use crate::files;
 use crate::object::ReferenceKind;
 use crate::open_tree;
+use crate::presence::undamaged;
 use crate::staged;
 use crate::store::Store;
 
@@ -93,11 +95,9 @@ impl Store {
     /// The graph as it was kept, if there is one and all of it is right.
     fn known_graph(&self) -> Result<Option<Graph>, StoreError> {
         let path = self.directory("graph");
-        let bytes = match std::fs::read(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            // It is made anew.
-            Err(error) if error.kind() == ErrorKind::IsADirectory => return Ok(None),
-            bytes => bytes.at("read", &path)?,
+        // Whatever else is there is replaced.
+        let Some(bytes) = undamaged(files::read_if_exists(&path))?.flatten() else {
+            return Ok(None);
         };
         let graph = Graph::decode(&bytes);
         if graph.is_none() {
@@ -351,7 +351,7 @@ pub(crate) fn disk_bytes(path: &Path) -> Result<u64, StoreError> {
     if !metadata.is_dir() {
         return Ok(own / metadata.nlink().max(1));
     }
-    let entries = match crate::files::entries(path) {
+    let entries = match files::entries(path) {
         Err(error) if error.is_not_found() => Vec::new(),
         entries => entries?,
     };

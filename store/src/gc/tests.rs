@@ -532,7 +532,7 @@ impl World {
                 }
             }
             Step::Forget(object) => {
-                drop(self.process(0).remove_root(&format!("root{object}")).expect("removed"));
+                self.process(0).remove_root(&format!("root{object}")).expect("removed");
             }
             Step::Sweep(process) => self.process(process).sweep().expect("swept"),
         }
