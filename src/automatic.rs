@@ -45,7 +45,7 @@ pub(crate) fn collect(context: &Context, store: &Store, has_grown: bool) {
     match command.spawn() {
         Ok(child) => {
             let child = rustix::process::Pid::from_raw(child.id().try_into().unwrap_or_default());
-            drop(child.map(|child| rustix::process::setpriority_process(Some(child), 10)));
+            let _ = child.map(|child| rustix::process::setpriority_process(Some(child), 10));
             static SAID: AtomicBool = AtomicBool::new(false);
             let is_silent = context.options.quiet || SAID.swap(true, Ordering::Relaxed);
             if let Some(bytes) = missing.filter(|_| !is_silent) {
