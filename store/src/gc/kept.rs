@@ -64,10 +64,12 @@ impl Kept {
                 }
                 None => {
                     let (name, generation) = (&root.name, root.generation);
-                    return Err(StoreError::Damaged {
-                        path: store.directory("roots").join(name).join(generation.to_string()),
-                        reason: format!("it keeps {}, which has no record", root.object),
-                    });
+                    let path = store.directory("roots").join(name).join(generation.to_string());
+                    // Removed since it was read, and collected by another process.
+                    if metadata(&path)?.is_some() {
+                        let reason = format!("it keeps {}, which has no record", root.object);
+                        return Err(StoreError::Damaged { path, reason });
+                    }
                 }
             }
         }

@@ -456,7 +456,7 @@ const PROCESSES: usize = 3;
 fn steps() -> impl Strategy<Value = Step> {
     let (process, object) = (0..PROCESSES, 0..OBJECTS);
     prop_oneof![
-        1 => process.clone().prop_map(Step::Restart),
+        3 => process.clone().prop_map(Step::Restart),
         3 => (process.clone(), object.clone()).prop_map(|(p, o)| Step::Ask(p, o)),
         4 => (process.clone(), object.clone()).prop_map(|(p, o)| Step::Make(p, o)),
         1 => (process.clone(), object.clone()).prop_map(|(p, o)| Step::Bring(p, o)),
