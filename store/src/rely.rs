@@ -111,6 +111,14 @@ impl Store {
         self.rely(hashes.into_iter().map(|hash| Relied::Derivation(*hash)))
     }
 
+    /// Keeps objects, and all that they refer to, from being collected while this process has the
+    /// store open; those that are here when this returns.
+    pub fn rely_on_objects(&self, ids: &[ObjectId]) -> Result<(), StoreError> {
+        self.rely(ids.iter().map(|id| Relied::Object(*id)))?;
+        self.remember_use(ids);
+        Ok(())
+    }
+
     /// Keeps these from being collected while this process has the store open. To be said before it
     /// is asked whether they are here.
     pub(crate) fn rely(&self, on: impl IntoIterator<Item = Relied>) -> Result<(), StoreError> {
