@@ -18,6 +18,7 @@ use srp_builder::{
 };
 use srp_store::{InputKey, ObjectName, Store};
 
+use crate::automatic;
 use crate::context::Context;
 use crate::error::{CommandError, CommandResult, ExitCode, causes, failure_hints};
 use crate::goals::{Goals, Graph};
@@ -125,9 +126,11 @@ impl Workshop {
         store: &Store,
         request: &Request,
     ) -> CommandResult<Vec<ObjectName>> {
+        automatic::collect(context, store, false);
         let progress = Progress::new(context, &self.cancel);
         let result = self.builder(store).realise(request, &progress, &self.cancel);
         progress.finish();
+        automatic::collect(context, store, true);
         match result {
             Ok(done) => Ok(done.into_iter().map(|realised| realised.object).collect()),
             Err(RealiseError::Failed { failures, skipped }) => {

@@ -55,6 +55,8 @@ pub(crate) struct Config {
     pub(crate) trust: Trust,
     /// What one evaluation of definitions may take.
     pub(crate) evaluation: Evaluation,
+    /// When garbage is collected without being asked for, and what then stays.
+    pub(crate) gc: Gc,
     /// Where the user's keys are; none if nothing says where home is.
     pub(crate) keys: Option<PathBuf>,
     /// Whether things are registered without waiting for the disk.
@@ -107,6 +109,17 @@ pub(crate) struct Verification {
     pub(crate) signing: Option<Duration>,
 }
 
+/// When garbage is collected without being asked for, and what then stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Gc {
+    /// When less is free on the store's file system.
+    pub(crate) min_free_mib: Option<u64>,
+    /// When the store takes more.
+    pub(crate) max_size_mib: Option<u64>,
+    /// What was made or used within so many days stays.
+    pub(crate) older_than_days: Option<u64>,
+}
+
 /// A configuration file as it is written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -129,6 +142,7 @@ struct File {
     evaluation: WrittenEvaluation,
     #[serde(default)]
     verification: WrittenVerification,
+    gc: WrittenGc,
 }
 
 /// The table `[trust]` as it is written.
@@ -185,6 +199,15 @@ pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
         number.checked_mul(seconds).map(Duration::from_secs)
     };
     parse().ok_or_else(|| "a number and s, m, h or d are expected, such as 30d".to_owned())
+}
+
+/// The table `[gc]` as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenGc {
+    min_free_mib: Option<Count>,
+    max_size_mib: Option<Count>,
+    older_than_days: Option<Count>,
 }
 
 /// How many of something there are: one at least.
@@ -365,6 +388,9 @@ impl Config {
         let verification = &mut self.verification;
         verification.building = verification.building.or(time(file.verification.building));
         verification.signing = verification.signing.or(time(file.verification.signing));
+        self.gc.min_free_mib = self.gc.min_free_mib.or(count(file.gc.min_free_mib));
+        self.gc.max_size_mib = self.gc.max_size_mib.or(count(file.gc.max_size_mib));
+        self.gc.older_than_days = self.gc.older_than_days.or(count(file.gc.older_than_days));
         for (name, urls) in file.mirrors {
             let urls = match urls {
                 Urls::One(url) => vec![url],

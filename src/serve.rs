@@ -113,7 +113,8 @@ fn offering(
     arguments: &Arguments,
     key: Option<srp_store::cache::SecretKey>,
 ) -> CommandResult<Offering> {
-    let store = context.store_to_publish()?;
+    // For weeks, perhaps: what it offers is what roots keep.
+    let store = context.store_to_publish()?.relying_on_nothing();
     let asked = export::asked(context, &store, &arguments.targets)?;
     let packs = match Packs::open(&store.directory("served"), PACKS_BYTES) {
         // Somebody else's store, or one on a disk that can only be read.

@@ -30,6 +30,7 @@ use crate::object::Object;
 use crate::open_tree::OpenTree;
 use crate::presence::link_target;
 use crate::realisation::{Claim, Realisation};
+use crate::rely::Relied;
 use crate::store::Store;
 
 /// What is registered together: all of it or, after a crash, none that refers to the rest.
@@ -42,6 +43,8 @@ pub struct Registration {
     realisations: Vec<(PathBuf, Vec<u8>)>,
     /// Objects with something at `/srp`, and where their trees lie for now.
     reserved: Vec<(Object, Arc<Listing>, PathBuf)>,
+    /// What is to stay once it is placed, and what may be here already.
+    relied: Vec<Relied>,
 }
 
 /// Lets threads that finish together share one `syncfs`.
@@ -78,6 +81,7 @@ impl Registration {
     /// Adds a normalised tree at `staged`, on the store's file system, without an object: what is
     /// to refer to others that aren't here yet.
     pub(crate) fn tree(&mut self, store: &Store, listing: Arc<Listing>, staged: PathBuf) {
+        self.relied.push(Relied::Tree(listing.digest()));
         store.remember_listing(Arc::clone(&listing));
         self.trees.push((staged, listing));
     }
@@ -92,6 +96,7 @@ impl Registration {
         if listing.find(RESERVED).is_some() {
             self.reserved.push((object.clone(), Arc::clone(listing), tree.to_owned()));
         }
+        self.relied.extend([Relied::Tree(object.tree), Relied::Object(object.id())]);
         let size_bytes = listing.size_bytes();
         let info = Info { object: object.clone(), size_bytes };
         let (path, name) = (store.info_path(&object.id()), object.id().to_string());
@@ -140,6 +145,8 @@ impl Store {
         if registration.is_empty() {
             return Ok(());
         }
+        // Before any of it is looked for or placed: a tree that is here already must stay.
+        self.rely(registration.relied.iter().copied())?;
         self.settle(&mut registration)?;
         let staged = Staged::new(self, registration)?;
         self.committer.commit(self, staged)
@@ -314,7 +321,8 @@ impl Staged {
                 .map(|(path, bytes)| Ok((store.stage(&bytes, 0o444)?, path)))
                 .collect::<Result<Vec<_>, StoreError>>()
         };
-        let Registration { trees, infos, links, realisations, reserved: _ } = registration;
+        let Registration { trees, infos, links, realisations, reserved: _, relied: _ } =
+            registration;
         let has_objects = !trees.is_empty() || !infos.is_empty();
         let listings = trees
             .iter()

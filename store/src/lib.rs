@@ -25,12 +25,14 @@ mod error;
 mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+pub mod gc;
 pub mod ingest;
 mod lock;
 pub mod manifest;
 mod materialise;
 mod open_tree;
 mod presence;
+mod rely;
 mod roots;
 pub mod staged;
 mod store;

@@ -9,6 +9,7 @@ use std::fs;
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,6 +27,7 @@ use crate::ingest::{FILES_PER_TASK, create, finish_file};
 use crate::manifest::Manifest;
 use crate::object::{Object, ReferenceKind};
 use crate::open_tree::OpenTree;
+use crate::rely::Relied;
 use crate::staged::StagedDirectory;
 use crate::store::Store;
 use crate::tree::Entry;
@@ -159,10 +161,16 @@ impl Store {
     ) -> Result<PathBuf, StoreError> {
         let listing = Arc::new(composition.listing());
         let place = self.composed_place(&listing.digest());
+        self.rely([Relied::Composed(place.digest)])?;
+        // The time of its last change says when it was last used; nothing else of it changes.
+        let used = |place: Place| {
+            let _ = fs::set_permissions(&place.directory, fs::Permissions::from_mode(0o555));
+            Ok(place.directory)
+        };
         if fs::symlink_metadata(&place.directory).is_ok() {
             let whole = self.looks_whole(&place, &listing);
             if whole && self.is_fresh(&place, assurance.within)? {
-                return Ok(place.directory);
+                return used(place);
             }
             if !self.is_writable() {
                 // Whoever can't keep what verification finds doesn't do it for each shell.
@@ -174,7 +182,7 @@ impl Store {
             }
             let report = self.assure_place(&place, Arc::clone(&listing), assurance)?;
             let damage = report.as_ref().and_then(|report| report.first());
-            let Some(damage) = damage else { return Ok(place.directory) };
+            let Some(damage) = damage else { return used(place) };
             let path = place.directory.display();
             tracing::warn!("{path} is damaged ({damage}), and is composed anew");
             self.move_aside(&place)?;

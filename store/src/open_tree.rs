@@ -230,6 +230,20 @@ pub(crate) fn list(directory: BorrowedFd<'_>) -> Result<Vec<Listed>, Errno> {
     Ok(listed)
 }
 
+/// Visits every name in a directory but `.` and `..`, in the directory's own order.
+pub(crate) fn each(directory: impl AsFd, visit: &mut dyn FnMut(&[u8])) -> Result<(), Errno> {
+    let mut buffer = Vec::with_capacity(256 << 10);
+    let mut entries = RawDir::new(directory, buffer.spare_capacity_mut());
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            visit(name);
+        }
+    }
+    Ok(())
+}
+
 /// What has this name in a directory, not followed if it is a symlink.
 pub(crate) fn stat(at: BorrowedFd<'_>, name: &[u8]) -> Result<Stat, Errno> {
     rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW)

@@ -26,6 +26,7 @@ use crate::error::{IoContext, StoreError};
 use crate::files;
 use crate::listing::Listing;
 use crate::object::{Object, ReferenceKind};
+use crate::rely::Relied;
 use crate::store::Store;
 use crate::tree::{Directory, Entry};
 use crate::verification::{Place, Stamp};
@@ -40,7 +41,19 @@ impl Store {
     /// # Errors
     /// What the system says. Damage is none: what is damaged beyond what can be made anew is not
     /// here, so that it is built or fetched again.
+    ///
+    /// What is here stays here until the store is closed (`rely`): no collection takes it.
     pub fn present(&self, id: &ObjectId) -> Result<Option<Info>, StoreError> {
+        self.rely([Relied::Object(*id)])?;
+        let found = self.find(id)?;
+        if found.is_some() {
+            self.remember_use(&[*id]);
+        }
+        Ok(found)
+    }
+
+    /// The object's record, if the object is here for now.
+    pub(crate) fn find(&self, id: &ObjectId) -> Result<Option<Info>, StoreError> {
         let Some(info) = undamaged(self.find_info(id))?.flatten() else { return Ok(None) };
         let tree = &info.object.tree;
         let here = self.has_tree(tree)? && self.has_listing(tree)? && self.has_path(&info)?;
@@ -52,16 +65,19 @@ impl Store {
         Ok(self.present(id)?.is_some())
     }
 
-    /// Whether the objects and everything that they refer to are here.
+    /// Whether the objects and everything that they refer to are here. If so, they stay, as
+    /// [`present`](Store::present) says.
     pub fn contains_closure(&self, ids: &[ObjectId]) -> Result<bool, StoreError> {
+        self.rely(ids.iter().map(|id| Relied::Object(*id)))?;
         let mut seen = BTreeSet::new();
         let mut pending = ids.to_vec();
         while let Some(id) = pending.pop() {
             if seen.insert(id) {
-                let Some(info) = self.present(&id)? else { return Ok(false) };
+                let Some(info) = self.find(&id)? else { return Ok(false) };
                 pending.extend(info.object.references(ReferenceKind::ALL));
             }
         }
+        self.remember_use(ids);
         Ok(true)
     }
 
@@ -78,8 +94,9 @@ impl Store {
         Ok(listing)
     }
 
-    /// A tree's listing, if the tree is here.
+    /// A tree's listing, if the tree is here. If so, it stays, as [`present`](Store::present) says.
     pub(crate) fn tree(&self, tree: &Digest) -> Result<Option<Arc<Listing>>, StoreError> {
+        self.rely([Relied::Tree(*tree)])?;
         let here = self.has_tree(tree)? && self.has_listing(tree)?;
         Ok(if here { undamaged(self.listing(tree))? } else { None })
     }

@@ -25,6 +25,7 @@ use crate::lock::Session;
 use crate::object::{ObjectName, ReferenceKind};
 use crate::presence::undamaged;
 use crate::realisation::{Claim, Realisation};
+use crate::rely::Relying;
 use crate::staged::Staged;
 use crate::upgrade;
 use crate::verification;
@@ -59,6 +60,9 @@ pub struct Store {
     pub(crate) committer: Committer,
     /// Made when it is first needed.
     pub(crate) session: Mutex<Option<Arc<Session>>>,
+    /// What this process relies on, and whether it relies on anything.
+    pub(crate) relying: Mutex<Relying>,
+    pub(crate) relies: bool,
     pub(crate) listings: Kept<Digest, Arc<Listing>>,
     infos: Kept<ObjectId, Info>,
     /// What verification found, where it can't be written down.
@@ -133,6 +137,8 @@ impl Store {
             root: root.to_owned(),
             writable,
             session: Mutex::default(),
+            relying: Mutex::default(),
+            relies: true,
             listings: Kept::with_weighter(KEPT_ITEMS, KEPT_BYTES, MemoryBytes),
             infos: Kept::with_weighter(KEPT_ITEMS, KEPT_BYTES, MemoryBytes),
             stamps: verification::Remembered::default(),
@@ -226,7 +232,10 @@ impl Store {
         Ok(undamaged(self.read_derivation(hash))?.flatten())
     }
 
-    fn read_derivation(&self, hash: &StaticHash) -> Result<Option<Derivation>, StoreError> {
+    pub(crate) fn read_derivation(
+        &self,
+        hash: &StaticHash,
+    ) -> Result<Option<Derivation>, StoreError> {
         let path = self.derivation_path(hash);
         let Some(bytes) = files::read_if_exists(&path)? else { return Ok(None) };
         match Derivation::from_canonical(&bytes) {
@@ -338,11 +347,11 @@ impl Store {
         self.root.join("realisations/static").join(hash.to_string())
     }
 
-    fn derivation_path(&self, hash: &StaticHash) -> PathBuf {
+    pub(crate) fn derivation_path(&self, hash: &StaticHash) -> PathBuf {
         self.root.join("derivations").join(hash.to_string())
     }
 
-    fn record<R: db::Record>(&self, path: &Path) -> Result<Option<R>, StoreError> {
+    pub(crate) fn record<R: db::Record>(&self, path: &Path) -> Result<Option<R>, StoreError> {
         files::read_if_exists(path)?
             .map(|bytes| {
                 let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
