@@ -4,7 +4,6 @@
 //! didn't build. They are there before the claim is; whoever publishes passes them on, so that a
 //! chain of caches doesn't pretend to be a chain of builders.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::cache::path::parse_signer;
@@ -46,7 +45,7 @@ impl Store {
     pub fn evidence(&self, resolved: &ResolvedHash) -> Result<Vec<Sealed<Statement>>, StoreError> {
         let mut found = Vec::new();
         for path in self.evidence_paths(resolved)? {
-            match Sealed::from_bytes(&fs::read(&path).at("read", &path)?) {
+            match Sealed::from_bytes(&files::read(&path).at("read", &path)?) {
                 Ok(sealed) if is_about(&sealed, resolved, &path) => found.push(sealed),
                 Ok(_) => {
                     let path = path.display();
@@ -123,7 +122,7 @@ mod tests {
             assert_eq!(found, if counts { vec![sealed.clone()] } else { Vec::new() });
             // It was taken from somebody all the same.
             assert!(store.is_taken(&hash).expect("asked"));
-            fs::remove_file(file).expect("removed");
+            std::fs::remove_file(file).expect("removed");
         }
     }
 }
