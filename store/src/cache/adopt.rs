@@ -122,7 +122,7 @@ mod tests {
             assert_eq!(found, if counts { vec![sealed.clone()] } else { Vec::new() });
             // It was taken from somebody all the same.
             assert!(store.is_taken(&hash).expect("asked"));
-            fs::remove_file(file).expect("removed");
+            std::fs::remove_file(file).expect("removed");
         }
     }
 }
