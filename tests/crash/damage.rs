@@ -72,7 +72,7 @@ fn what_is_damaged_is_noticed_and_made_anew() {
             let store = ground.place.store();
             let file = &files[turn % files.len()];
             let alike = |path: &&PathBuf| *path != file && path.extension() == file.extension();
-            let other = files.iter().cycle().skip(turn).take(files.len()).find(alike);
+            let other = files.iter().cycle().skip(turn % files.len()).take(files.len()).find(alike);
             if other.is_none() && *what == "is another's" {
                 eprintln!("there is no other {directory}/*{ending} that could be in its place");
                 continue;
