@@ -16,7 +16,7 @@ use srp_builder::substitute::{Substituters, Upstream};
 use srp_builder::{
     Builder, CancelToken, Failure, FailureCause, Machine, Options, Plan, RealiseError, Request,
 };
-use srp_store::{InputKey, ObjectName, Store, StoreError};
+use srp_store::{InputKey, ObjectName, Store};
 
 use crate::automatic;
 use crate::context::Context;
@@ -280,12 +280,7 @@ fn tell(context: &Context, failures: Vec<Failure>, skipped: usize) -> CommandErr
         terminal::write(&text);
     }
     terminal::say("");
-    let damaged = |failure: &Failure| {
-        matches!(
-            &failure.cause,
-            FailureCause::Store(StoreError::Damaged { .. } | StoreError::Corrupt { .. })
-        )
-    };
+    let damaged = |failure: &Failure| is_damage(&failure.cause);
     let panicked = |failure: &Failure| matches!(failure.cause, FailureCause::Panicked { .. });
     let code = match () {
         () if failures.iter().any(panicked) => ExitCode::Internal,
@@ -293,6 +288,11 @@ fn tell(context: &Context, failures: Vec<Failure>, skipped: usize) -> CommandErr
         () => ExitCode::Build,
     };
     CommandError::new(code, summary(failures.len(), skipped))
+}
+
+/// Whether something in the store isn't what it should be.
+pub(crate) fn is_damage(cause: &FailureCause) -> bool {
+    matches!(cause, FailureCause::Store(error) if error.is_damage())
 }
 
 /// What a builder meets that removes its output: the directory is a mount, and its parent read-only.

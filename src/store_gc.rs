@@ -10,7 +10,8 @@ use srp_store::gc::{Amount, Collected, Control, Item, Kind, Progress, Retention}
 use srp_store::{Access, Store, StoreError};
 
 use crate::automatic;
-use crate::cache::{counted, parse_time};
+use crate::cache::counted;
+use crate::config::parse_time;
 use crate::context::Context;
 use crate::error::{CommandError, CommandResult, ExitCode};
 use crate::interrupt;

@@ -38,5 +38,6 @@ mod cases {
     mod serve;
     mod store_gc;
     mod tidy;
+    mod trust;
     mod world;
 }

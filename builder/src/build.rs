@@ -12,8 +12,8 @@ use nix::sys::signal::Signal;
 use srp_store::compose::Composition;
 use srp_store::ingest::{self, Rules};
 use srp_store::{
-    BASE_LAYOUT, Build, Listing, Object, ObjectId, OpenTree, OutputName, Reference, ReferenceKind,
-    Registration, Role, Route, Scratch, Skeleton, StoreError, TREE_TIME_SECONDS,
+    BASE_LAYOUT, Build, Digest, Listing, Object, ObjectId, OpenTree, OutputName, Reference,
+    ReferenceKind, Registration, Role, Route, Scratch, Skeleton, StoreError, TREE_TIME_SECONDS,
 };
 
 use crate::event::Event;
@@ -48,6 +48,14 @@ pub(crate) struct Roots {
     libs: BTreeSet<ObjectId>,
 }
 
+impl Roots {
+    /// The trees that the roots are made of.
+    pub(crate) fn trees(&self) -> impl Iterator<Item = Digest> {
+        let composed = [Some(&self.root), self.sysroot.as_ref()].into_iter().flatten();
+        composed.flat_map(|root| root.providers().iter().map(|it| it.listing().digest()))
+    }
+}
+
 impl Work<'_> {
     pub(crate) fn build(
         &self,
@@ -55,9 +63,12 @@ impl Work<'_> {
         free: &dyn Fn(),
     ) -> Result<(Made, Option<Scratch>), FailureCause> {
         let roots = self.roots()?;
+        self.assure(&roots)?;
         let scratch = self.store.scratch()?;
         let log = self.store.log_path(&self.resolved);
         let outcome = self.execute(build, &roots, &scratch, &log, &|_| {}, free)?;
+        // Had damage been found meanwhile, what was built would be worth nothing.
+        self.assure(&roots)?;
         let trees = self.take(build, &scratch)?;
         let mut made = self.register(build, &roots, trees)?;
         made.route = self.route(&outcome)?;
@@ -160,9 +171,10 @@ impl Work<'_> {
         let mut command = vec![build.builder.clone()];
         command.extend(build.arguments.iter().cloned());
         let mut plan = SandboxPlan::new(command);
-        plan.layers = self.store.layers(&roots.root)?;
+        let layers = |root| self.with_assurance(|assurance| self.store.layers(root, assurance));
+        plan.layers = layers(&roots.root)?;
         if let Some(sysroot) = &roots.sysroot {
-            plan.sysroot = self.store.layers(sysroot)?;
+            plan.sysroot = layers(sysroot)?;
         }
         plan.skeleton = skeleton(&roots.root);
         plan.cwd = BUILD_PATH.to_owned();

@@ -14,6 +14,7 @@ pub mod realisation;
 pub mod revision;
 pub mod tree;
 
+mod assurance;
 pub mod cache;
 mod commit;
 pub mod compose;
@@ -36,8 +37,10 @@ mod roots;
 pub mod staged;
 mod store;
 mod upgrade;
+mod verification;
 mod visit;
 
+pub use assurance::{Assurance, Validity};
 pub use commit::Registration;
 pub use crew::{Crew, Tasks};
 pub use db::{History, Index, IndexError, Info, is_index_panic};
@@ -58,3 +61,4 @@ pub use realisation::{Claim, Realisation, Route};
 pub use roots::Root;
 pub use store::{Access, FORMAT, Store};
 pub use tree::{Directory, Entry, MAX_DEPTH, TREE_TIME_SECONDS};
+pub use verification::{Damage, DamageKind, Stamp, TreeReport};

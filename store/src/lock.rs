@@ -49,7 +49,7 @@ pub(crate) struct Session {
     /// Scratch directories that are empty again, and how many were ever made. No build sees these
     /// directories themselves, only ones that are made in them for it alone.
     idle: Mutex<(Vec<PathBuf>, u64)>,
-    /// How many files were ever staged.
+    /// How many files were ever staged, or trees moved aside.
     files: AtomicU64,
 }
 
@@ -78,6 +78,13 @@ impl Store {
         let session = self.session()?;
         let path = session.directory()?;
         Ok(Scratch { path, session })
+    }
+
+    /// A path at which nothing is, for what is to go when this process closes the store.
+    pub(crate) fn aside(&self) -> Result<PathBuf, StoreError> {
+        let session = self.session()?;
+        let number = session.files.fetch_add(1, Ordering::Relaxed);
+        Ok(session.path.join(format!("aside-{number}")))
     }
 
     /// Writes a new file to the store's file system, which [`files::place`] then moves.

@@ -177,7 +177,8 @@ impl Packs {
         let listing = store.listing(tree)?;
         let packs = self.directory.join("packs");
         let staged = Staged::new_in(&packs, 0o644).at("create a file in", &packs)?;
-        let location = write_pack(&store.tree_path(tree), &listing, staged.path())?;
+        let location = write_pack(&store.tree_path(tree), &listing, staged.path())
+            .inspect_err(|error| store.distrust_by(error))?;
         let path = self.path(&CachePath::pack(&location.pack));
         staged.place(&path).at("rename to", &path)?;
         self.make_room(&path)?;

@@ -239,10 +239,12 @@ impl Planning<'_> {
     fn caches(&self) -> Result<Vec<Removal>, StoreError> {
         let mut removals = Vec::new();
         for path in self.entries("composed")? {
-            let digest: Option<Digest> = file_name(&path).parse().ok();
+            let name = file_name(&path);
+            let root = name.strip_suffix(".listing").unwrap_or(name);
+            let digest: Option<Digest> = root.parse().ok();
             let unless = digest.map_or(Unless::Nothing, Unless::Composed);
-            // Its modification time is a tree's.
-            let used = kept::changed(&path)?;
+            // Its modification time is a tree's. A listing is used with its root.
+            let used = kept::changed(&path.with_file_name(root))?.or(kept::changed(&path)?);
             removals.extend(self.old(Kind::Composed, path, used, unless)?);
         }
         let plain = [

@@ -77,6 +77,10 @@ impl Store {
                 entries.par_iter().map(|path| disk_bytes(path)).collect::<Result<_, _>>()?;
             let amount = usage.kinds.entry(*kind).or_default();
             sizes.into_iter().for_each(|bytes| amount.add(bytes));
+            // A composed root's listing is a part of it.
+            let listings =
+                entries.iter().filter(|it| it.extension().is_some_and(|it| it == "listing"));
+            amount.count -= listings.count() as u64;
         }
         let objects = usage.kinds.entry(Kind::Objects).or_default();
         objects.count = graph.count() as u64;
