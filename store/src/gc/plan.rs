@@ -240,11 +240,11 @@ impl Planning<'_> {
         let mut removals = Vec::new();
         for path in self.entries("composed")? {
             let name = file_name(&path);
-            let root = name.strip_suffix(".listing").unwrap_or(name);
-            let digest: Option<Digest> = root.parse().ok();
+            let digest = name.strip_suffix(".listing").unwrap_or(name).parse::<Digest>().ok();
             let unless = digest.map_or(Unless::Nothing, Unless::Composed);
-            // Its modification time is a tree's. A listing is used with its root.
-            let used = kept::changed(&path.with_file_name(root))?.or(kept::changed(&path)?);
+            // Its modification time is a tree's; and its listing goes with it.
+            let place = digest.map(|digest| self.store.composed_place(&digest).directory);
+            let used = kept::changed(&path)?.max(place.map_or(Ok(None), |it| kept::changed(&it))?);
             removals.extend(self.old(Kind::Composed, path, used, unless)?);
         }
         let plain = [

@@ -298,6 +298,23 @@ fn derivations_and_sources_stay_with_what_was_made_of_them() {
 }
 
 #[test]
+fn a_composed_root_that_is_used_stays_with_its_listing() {
+    let place = Place::new();
+    let process = place.open();
+    let digest = Digest::of_file(b"composed");
+    let composed = process.composed_place(&digest);
+    fs::create_dir(&composed.directory).expect("created");
+    fs::write(&composed.listing, "listing").expect("written");
+    process.rely([crate::rely::Relied::Composed(digest)]).expect("said");
+    let collector = place.open();
+    collector.collect_garbage(&ALL, &Control::NONE).expect("collected").expect("alone");
+    assert!(composed.directory.exists() && composed.listing.exists());
+    drop(process);
+    collector.collect_garbage(&ALL, &Control::NONE).expect("collected").expect("alone");
+    assert!(!composed.directory.exists() && !composed.listing.exists());
+}
+
+#[test]
 fn what_cannot_be_read_ends_it_before_anything_goes() {
     let place = Place::new();
     let store = place.open();
