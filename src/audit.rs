@@ -155,13 +155,17 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
         let audit = builder.audit(&request, hash, &options, &progress, &workshop.cancel)?;
         if let Err(error) = evidence.leave(&store, &request, &audit) {
             let mut first = not_left.lock().expect("no holder panics");
-            first.get_or_insert_with(|| CommandError::chain(ExitCode::User, error));
+            let code = match building::is_damage(&error) {
+                true => ExitCode::Integrity,
+                false => ExitCode::User,
+            };
+            first.get_or_insert_with(|| CommandError::chain(code, error));
         }
         Ok(audit)
     };
     let audits = audit_all(&request, &wanted, arguments.jobs.into(), &audit);
     progress.finish();
-    let mut audits = audits?;
+    let (mut audits, damaged) = audits?;
     // What can't be added to the report, or left for others, costs nobody the report.
     let mut errors = Vec::new();
     if arguments.diffoscope {
@@ -193,7 +197,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     }
     errors.extend(not_left.into_inner().expect("no holder panics"));
     // The last, whose exit code counts: that something differs is the worst that there is to say.
-    errors.extend(verdict(&audits, arguments.closure).err());
+    errors.extend(verdict(&audits, arguments.closure, damaged).err());
     let Some(last) = errors.pop() else { return Ok(()) };
     for error in errors {
         error.print(context.style);
@@ -233,13 +237,14 @@ fn wanted(graph: &Graph, closure: bool) -> Vec<StaticHash> {
     order
 }
 
-/// Audits all, some at once; the reports in the order of `wanted`.
+/// Audits all, some at once; the reports in the order of `wanted`, and whether some couldn't be
+/// audited because something in the store is damaged.
 fn audit_all(
     request: &Request,
     wanted: &[StaticHash],
     jobs: usize,
     audit: &(dyn Fn(&StaticHash) -> Result<Audit, AuditError> + Sync),
-) -> CommandResult<Vec<Audit>> {
+) -> CommandResult<(Vec<Audit>, bool)> {
     let next = Mutex::new(wanted.iter().enumerate());
     let done = Mutex::new(Vec::new());
     let work = || {
@@ -259,9 +264,11 @@ fn audit_all(
     });
     let mut done = done.into_inner().expect("no holder panics");
     done.sort_by_key(|(number, _)| *number);
+    let mut damaged = false;
     let report = |(number, result): (usize, Result<Audit, AuditError>)| match result {
         Ok(audit) => Ok(audit),
         Err(AuditError::Failed { source, .. }) => {
+            damaged |= building::is_damage(&source);
             let hash = &wanted[number];
             let reason = format!("{source}\n{}", causes(&*source)).trim_end().to_owned();
             let derivation = &request.derivations[hash];
@@ -269,11 +276,12 @@ fn audit_all(
         }
         Err(error) => Err(error.into()),
     };
-    done.into_iter().map(report).collect()
+    let audits = done.into_iter().map(report).collect::<CommandResult<_>>()?;
+    Ok((audits, damaged))
 }
 
 /// The command's end: what differs is worse than what is unknown.
-fn verdict(audits: &[Audit], closure: bool) -> CommandResult {
+fn verdict(audits: &[Audit], closure: bool, damaged: bool) -> CommandResult {
     let count =
         |wanted: fn(&Status) -> bool| audits.iter().filter(|audit| wanted(&audit.status)).count();
     let differing = count(|status| matches!(status, Status::Differs));
@@ -288,6 +296,10 @@ fn verdict(audits: &[Audit], closure: bool) -> CommandResult {
     }
     if unknown > 0 {
         let what = format!("{unknown} of {} could not be audited", unknown + audited);
+        if damaged {
+            let hint = "what is damaged counts as not here: srp realise makes it anew";
+            return Err(CommandError::new(ExitCode::Integrity, what).hint(hint));
+        }
         let hint = "where something is missing, srp realise has it built, with its inputs";
         return Err(CommandError::user(what).hint(hint));
     }

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueHint};
 use srp_builder::audit::{Audit, attest};
 use srp_builder::{FailureCause, Request};
-use srp_store::Store;
 use srp_store::cache::{Envelope, IN_TOTO, SecretKey};
 use srp_store::staged::{self, Staged};
+use srp_store::{Assurance, Store};
 
 use crate::building;
 use crate::context::Context;
@@ -76,6 +76,9 @@ impl Evidence {
         audit: &Audit,
     ) -> Result<(), FailureCause> {
         let Some(key) = &self.key else { return Ok(()) };
+        if let Some(claim) = &audit.claim {
+            store.assure_claim(claim, &Assurance::within(store.validity().signing))?;
+        }
         if self.sign
             && let Some(witness) = &audit.witness
         {

@@ -16,8 +16,9 @@ use srp_builder::substitute::{Substituters, Upstream};
 use srp_builder::{
     Builder, CancelToken, Failure, FailureCause, Machine, Options, Plan, RealiseError, Request,
 };
-use srp_store::{InputKey, ObjectName, Store, StoreError};
+use srp_store::{InputKey, ObjectName, Store};
 
+use crate::automatic;
 use crate::context::Context;
 use crate::error::{CommandError, CommandResult, ExitCode, causes, failure_hints};
 use crate::goals::{Goals, Graph};
@@ -69,7 +70,7 @@ pub(crate) struct Workshop {
 impl Workshop {
     /// The workshop that options and configuration ask for. Answers signals from here on.
     pub(crate) fn open(context: &Context, effort: &Effort) -> CommandResult<Workshop> {
-        let cancel = interrupt::install()?;
+        let cancel = interrupt::token()?;
         let all = std::thread::available_parallelism().map_or(1, usize::from);
         let chosen = |option: Option<std::num::NonZeroUsize>, configured: Option<usize>| {
             option.map(usize::from).or(configured)
@@ -125,9 +126,11 @@ impl Workshop {
         store: &Store,
         request: &Request,
     ) -> CommandResult<Vec<ObjectName>> {
+        automatic::collect(context, store, false);
         let progress = Progress::new(context, &self.cancel);
         let result = self.builder(store).realise(request, &progress, &self.cancel);
         progress.finish();
+        automatic::collect(context, store, true);
         match result {
             Ok(done) => Ok(done.into_iter().map(|realised| realised.object).collect()),
             Err(RealiseError::Failed { failures, skipped }) => {
@@ -277,12 +280,7 @@ fn tell(context: &Context, failures: Vec<Failure>, skipped: usize) -> CommandErr
         terminal::write(&text);
     }
     terminal::say("");
-    let damaged = |failure: &Failure| {
-        matches!(
-            &failure.cause,
-            FailureCause::Store(StoreError::Damaged { .. } | StoreError::Corrupt { .. })
-        )
-    };
+    let damaged = |failure: &Failure| is_damage(&failure.cause);
     let panicked = |failure: &Failure| matches!(failure.cause, FailureCause::Panicked { .. });
     let code = match () {
         () if failures.iter().any(panicked) => ExitCode::Internal,
@@ -290,6 +288,11 @@ fn tell(context: &Context, failures: Vec<Failure>, skipped: usize) -> CommandErr
         () => ExitCode::Build,
     };
     CommandError::new(code, summary(failures.len(), skipped))
+}
+
+/// Whether something in the store isn't what it should be.
+pub(crate) fn is_damage(cause: &FailureCause) -> bool {
+    matches!(cause, FailureCause::Store(error) if error.is_damage())
 }
 
 /// What a builder meets that removes its output: the directory is a mount, and its parent read-only.

@@ -88,7 +88,7 @@ pub(crate) struct Gc {
     #[arg(long, value_name = "ROOT")]
     keep: Vec<String>,
     /// Keep what was published within this time: 12h, 30d
-    #[arg(long, value_name = "TIME", value_parser = parse_time, default_value = "30d")]
+    #[arg(long, value_name = "TIME", value_parser = crate::config::parse_time, default_value = "30d")]
     older_than: Duration,
     /// Only say what would be deleted
     #[arg(long, short = 'n')]
@@ -333,21 +333,4 @@ fn verify(context: &Context, arguments: &Look) -> CommandResult {
 pub(crate) fn counted(count: impl TryInto<u64>, what: &str) -> String {
     let count = count.try_into().unwrap_or(u64::MAX);
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
-}
-
-/// `90s`, `30m`, `12h`, `30d`.
-fn parse_time(text: &str) -> Result<Duration, String> {
-    let parse = || {
-        let unit = text.chars().last()?;
-        let number: u64 = text[..text.len() - unit.len_utf8()].parse().ok()?;
-        let seconds = match unit {
-            's' => 1,
-            'm' => 60,
-            'h' => 60 * 60,
-            'd' => 24 * 60 * 60,
-            _ => return None,
-        };
-        number.checked_mul(seconds).map(Duration::from_secs)
-    };
-    parse().ok_or_else(|| "a number and s, m, h or d are expected, such as 30d".to_owned())
 }

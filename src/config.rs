@@ -10,10 +10,12 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Unexpected};
 use srp_builder::fetch::Mirrors;
+use srp_store::Validity;
 use srp_store::cache::PublicKey;
 use srp_store::ingest::Limits;
 
@@ -53,10 +55,14 @@ pub(crate) struct Config {
     pub(crate) trust: Trust,
     /// What one evaluation of definitions may take.
     pub(crate) evaluation: Evaluation,
+    /// When garbage is collected without being asked for, and what then stays.
+    pub(crate) gc: Gc,
     /// Where the user's keys are; none if nothing says where home is.
     pub(crate) keys: Option<PathBuf>,
     /// Whether things are registered without waiting for the disk.
     pub(crate) unsynced: bool,
+    /// How long what verification found is valid, where that is said.
+    pub(crate) verification: Verification,
 }
 
 /// A binary cache as it is written.
@@ -96,6 +102,24 @@ pub(crate) struct Evaluation {
     pub(crate) seconds: Option<u64>,
 }
 
+/// How long what verification found is valid, where that is not as ever.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Verification {
+    pub(crate) building: Option<Duration>,
+    pub(crate) signing: Option<Duration>,
+}
+
+/// When garbage is collected without being asked for, and what then stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Gc {
+    /// When less is free on the store's file system.
+    pub(crate) min_free_mib: Option<u64>,
+    /// When the store takes more.
+    pub(crate) max_size_mib: Option<u64>,
+    /// What was made or used within so many days stays.
+    pub(crate) older_than_days: Option<u64>,
+}
+
 /// A configuration file as it is written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -116,6 +140,9 @@ struct File {
     trust: WrittenTrust,
     #[serde(default)]
     evaluation: WrittenEvaluation,
+    #[serde(default)]
+    verification: WrittenVerification,
+    gc: WrittenGc,
 }
 
 /// The table `[trust]` as it is written.
@@ -134,6 +161,53 @@ struct WrittenTrust {
 struct WrittenEvaluation {
     memory_mib: Option<Count>,
     seconds: Option<Count>,
+}
+
+/// The table `[verification]` as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenVerification {
+    building: Option<Time>,
+    signing: Option<Time>,
+}
+
+/// A time as it is written: `"12h"`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct Time(Duration);
+
+impl TryFrom<String> for Time {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Time, String> {
+        parse_time(&text).map(Time)
+    }
+}
+
+/// `90s`, `30m`, `12h`, `30d`.
+pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
+    let parse = || {
+        let unit = text.chars().last()?;
+        let number: u64 = text[..text.len() - unit.len_utf8()].parse().ok()?;
+        let seconds = match unit {
+            's' => 1,
+            'm' => 60,
+            'h' => 60 * 60,
+            'd' => 24 * 60 * 60,
+            _ => return None,
+        };
+        number.checked_mul(seconds).map(Duration::from_secs)
+    };
+    parse().ok_or_else(|| "a number and s, m, h or d are expected, such as 30d".to_owned())
+}
+
+/// The table `[gc]` as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenGc {
+    min_free_mib: Option<Count>,
+    max_size_mib: Option<Count>,
+    older_than_days: Option<Count>,
 }
 
 /// How many of something there are: one at least.
@@ -229,6 +303,9 @@ pub(crate) enum ConfigError {
     /// The variable has another value than those it can have.
     #[error("SRP_SYNC is {value:?}, and can be `on` or `off`")]
     Sync { value: OsString },
+    /// The variable is no time.
+    #[error("{variable} is {value:?}: {message}")]
+    Time { variable: &'static str, value: String, message: String },
     /// Nothing says where the user's files are.
     #[error("there is no directory for the store: neither HOME nor XDG_DATA_HOME is set")]
     NoHome,
@@ -243,7 +320,18 @@ impl Config {
             Some(value) if value == "off" => true,
             Some(value) => return Err(ConfigError::Sync { value }),
         };
-        let mut config = Config { unsynced, ..Config::default() };
+        let time = |variable: &'static str| {
+            let value = text(environment, variable);
+            let parse = |value: String| {
+                parse_time(&value).map_err(|message| ConfigError::Time { variable, value, message })
+            };
+            value.map(parse).transpose()
+        };
+        let verification = Verification {
+            building: time("SRP_VERIFY_BUILDING")?,
+            signing: time("SRP_VERIFY_SIGNING")?,
+        };
+        let mut config = Config { unsynced, verification, ..Config::default() };
         let user = user_directory(environment, "XDG_CONFIG_HOME", ".config")
             .map(|directory| directory.join("srp"));
         config.keys = user.as_ref().map(|directory| directory.join("keys"));
@@ -261,6 +349,16 @@ impl Config {
         }
         config.caches.sort_by_key(|cache| cache.priority);
         Ok(config)
+    }
+
+    /// How long what verification found is valid.
+    pub(crate) fn validity(&self) -> Validity {
+        let usual = Validity::default();
+        let Verification { building, signing } = self.verification;
+        Validity {
+            building: building.unwrap_or(usual.building),
+            signing: signing.unwrap_or(usual.signing),
+        }
     }
 
     /// How much one output, or one source unpacked, may be.
@@ -286,6 +384,13 @@ impl Config {
         }
         self.evaluation.memory_mib = self.evaluation.memory_mib.or(evaluation);
         self.evaluation.seconds = self.evaluation.seconds.or(count(file.evaluation.seconds));
+        let time = |time: Option<Time>| time.map(|Time(time)| time);
+        let verification = &mut self.verification;
+        verification.building = verification.building.or(time(file.verification.building));
+        verification.signing = verification.signing.or(time(file.verification.signing));
+        self.gc.min_free_mib = self.gc.min_free_mib.or(count(file.gc.min_free_mib));
+        self.gc.max_size_mib = self.gc.max_size_mib.or(count(file.gc.max_size_mib));
+        self.gc.older_than_days = self.gc.older_than_days.or(count(file.gc.older_than_days));
         for (name, urls) in file.mirrors {
             let urls = match urls {
                 Urls::One(url) => vec![url],

@@ -59,25 +59,30 @@ impl Context {
     /// The store, for writing; it is made if there is none.
     pub(crate) fn store(&self) -> CommandResult<Store> {
         let access = if self.config.unsynced { Access::WriteUnsynced } else { Access::Write };
-        Ok(Store::open(&self.store_path()?, access)?)
+        self.open_store(access)
     }
 
     /// The store, for reading.
     pub(crate) fn store_to_read(&self) -> CommandResult<Store> {
-        Ok(Store::open(&self.store_path()?, Access::Read)?)
+        self.open_store(Access::Read)
     }
 
     /// The store, for reading; for writing, too, if it is ours: then it has room for what is made
     /// on the way.
     pub(crate) fn store_to_publish(&self) -> CommandResult<Store> {
         let store = self.store_to_read()?;
-        Ok(Store::open(&self.store_path()?, Access::Write).unwrap_or(store))
+        Ok(self.open_store(Access::Write).unwrap_or(store))
+    }
+
+    fn open_store(&self, access: Access) -> CommandResult<Store> {
+        let store = Store::open(&self.store_path()?, access)?;
+        Ok(store.with_validity(self.config.validity()))
     }
 
     /// The store, for reading, if there is one.
     pub(crate) fn store_if_any(&self) -> CommandResult<Option<Store>> {
         match Store::open(&self.store_path()?, Access::Read) {
-            Ok(store) => Ok(Some(store)),
+            Ok(store) => Ok(Some(store.with_validity(self.config.validity()))),
             Err(StoreError::Missing { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }

@@ -147,7 +147,8 @@ pub(crate) fn causes(error: &dyn Error) -> String {
 impl From<StoreError> for CommandError {
     fn from(error: StoreError) -> CommandError {
         let code = match &error {
-            StoreError::Damaged { .. } | StoreError::Corrupt { .. } => ExitCode::Integrity,
+            error if error.is_damage() => ExitCode::Integrity,
+            StoreError::Cancelled => ExitCode::Interrupted,
             _ => ExitCode::User,
         };
         let hint = match &error {
@@ -160,6 +161,9 @@ impl From<StoreError> for CommandError {
             StoreError::Damaged { .. } => {
                 Some("remove that file: what is missing then is made again by srp realise")
             }
+            StoreError::Unsound { .. } => Some(
+                "srp realise makes it anew, from caches or by building: realise what it belongs to again",
+            ),
             StoreError::NotAStore { .. } => Some("name an empty or new directory: --store DIR"),
             StoreError::NotEmpty { .. } => {
                 Some("name a directory that does not exist yet, or is empty")

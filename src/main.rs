@@ -13,6 +13,7 @@ mod audit_against_text;
 mod audit_evidence;
 mod audit_pages;
 mod audit_text;
+mod automatic;
 mod building;
 mod cache;
 mod closure;
@@ -47,6 +48,10 @@ mod shell;
 mod show;
 mod signing;
 mod source;
+mod store;
+mod store_gc;
+mod store_stat;
+mod store_why_alive;
 mod style;
 mod target;
 mod terminal;
@@ -91,6 +96,7 @@ fn main() -> std::process::ExitCode {
 }
 
 fn run(options: options::GlobalOptions, command: &Command) -> CommandResult<u8> {
+    interrupt::answer_signals()?;
     let context = &Context::new(options)?;
     let done = |()| ExitCode::Success as u8;
     match command {
@@ -107,6 +113,7 @@ fn run(options: options::GlobalOptions, command: &Command) -> CommandResult<u8> 
         Command::Shell(arguments) => shell::run(context, arguments),
         Command::Add(arguments) => add::run(context, arguments).map(done),
         Command::Root(command) => root::run(context, command).map(done),
+        Command::Store(command) => store::run(context, command).map(done),
         Command::Source(command) => source::run(context, command).map(done),
         Command::Export(arguments) => export::run(context, arguments).map(done),
         Command::Import(arguments) => import::run(context, arguments).map(done),

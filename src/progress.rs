@@ -260,6 +260,11 @@ impl State {
                     (row.bytes, row.total_bytes) = (bytes, total);
                 }
             }
+            Event::Verified { task, bytes, total } => {
+                if let Some(row) = self.rows.iter_mut().find(|row| row.hash == task.hash) {
+                    (row.bytes, row.total_bytes) = (bytes, Some(total));
+                }
+            }
             Event::Finished { task, .. } | Event::Reused { task, .. } => {
                 self.end(task, Ended::Well)
             }
@@ -308,6 +313,7 @@ impl State {
             (Activity::Fetching, "fetching"),
             (Activity::Waiting, "waiting"),
             (Activity::Auditing, "auditing"),
+            (Activity::Verifying, "verifying inputs"),
         ] {
             let count = self.rows.iter().filter(|row| row.activity == activity).count();
             if count > 0 {
@@ -328,7 +334,9 @@ impl Row {
     fn line(&self, now: Instant) -> String {
         let mut line = format!("  {:<9} {}", doing(self.activity), self.name);
         match (self.activity, self.total_bytes) {
-            (Activity::Fetching | Activity::Substituting, Some(total)) if self.bytes > 0 => {
+            (Activity::Fetching | Activity::Substituting | Activity::Verifying, Some(total))
+                if self.bytes > 0 =>
+            {
                 let _ = write!(line, "  {} of {}", HumanBytes(self.bytes), HumanBytes(total));
             }
             (Activity::Fetching | Activity::Substituting, _) if self.bytes > 0 => {
@@ -386,6 +394,7 @@ fn doing(activity: Activity) -> &'static str {
         Activity::Composing => "composing",
         Activity::Waiting => "waiting for another srp:",
         Activity::Auditing => "auditing",
+        Activity::Verifying => "verifying inputs of",
     }
 }
 
@@ -393,7 +402,7 @@ fn done(activity: Activity) -> &'static str {
     match activity {
         Activity::Substituting => "substituted",
         Activity::Fetching => "fetched",
-        Activity::Building | Activity::Waiting => "built",
+        Activity::Building | Activity::Waiting | Activity::Verifying => "built",
         Activity::Composing => "composed",
         Activity::Auditing => "audited",
     }

@@ -144,15 +144,16 @@ fn write_rootfs(
     let directory = building::absolute(directory)?;
     let object = store.info(&object.id)?.object;
     let composition = store.compose_object(&object, ReferenceKind::RUN)?;
-    let cancel = interrupt::install()?;
+    let cancel = interrupt::token()?;
     let written =
-        match composition.materialise(&directory, !context.config.unsynced, Some(cancel.flag())) {
-            Err(StoreError::Cancelled) => {
-                let message = "interrupted; nothing half-written stays";
-                return Err(CommandError::new(ExitCode::Interrupted, message));
-            }
-            written => written?,
-        };
+        composition.materialise(&directory, !context.config.unsynced, Some(cancel.flag()));
+    let written = match written.inspect_err(|error| store.distrust_by(error)) {
+        Err(StoreError::Cancelled) => {
+            let message = "interrupted; nothing half-written stays";
+            return Err(CommandError::new(ExitCode::Interrupted, message));
+        }
+        written => written?,
+    };
     if cancel.is_cancelled() {
         let message = format!("interrupted when {} had been written", directory.display());
         return Err(CommandError::new(ExitCode::Interrupted, message));

@@ -61,7 +61,7 @@ Examples:
   srp serve --token-file ~/.srp-token --tls-cert cert.pem --tls-key key.pem stage1.x86_64-musl";
 
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
-    let cancel = interrupt::install()?;
+    let cancel = interrupt::token()?;
     let key = arguments.signing.key(context)?;
     let settings = settings(arguments)?;
     let (has_token, scheme) =
@@ -113,7 +113,8 @@ fn offering(
     arguments: &Arguments,
     key: Option<srp_store::cache::SecretKey>,
 ) -> CommandResult<Offering> {
-    let store = context.store_to_publish()?;
+    // For weeks, perhaps: what it offers is what roots keep.
+    let store = context.store_to_publish()?.relying_on_nothing();
     let asked = export::asked(context, &store, &arguments.targets)?;
     let packs = match Packs::open(&store.directory("served"), PACKS_BYTES) {
         // Somebody else's store, or one on a disk that can only be read.

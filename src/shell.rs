@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueHint};
 use srp_builder::sandbox::{Bind, Status};
 use srp_builder::{Machine, RunnerSpec, Shell, ShellError, ShellRequest};
-use srp_store::{Action, InputKey, ObjectId, ObjectName, Store, Triple};
+use srp_store::{Action, Assurance, InputKey, ObjectId, ObjectName, Store, Triple};
 
 use crate::building::{self, Effort};
 use crate::context::Context;
@@ -71,8 +71,10 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult<u8>
         binds: binds(&arguments.bind)?,
         runners,
     };
-    let plan = shell.plan(&request, &machine).map_err(failed)?;
-    let cancel = interrupt::install()?;
+    let cancel = interrupt::token()?;
+    let assurance =
+        Assurance { cancel: Some(cancel.flag()), ..Assurance::within(store.validity().building) };
+    let plan = shell.plan(&request, &machine, &assurance).map_err(failed)?;
     let signals = interrupt::forward()?;
     let outcome = building::launcher()
         .run_interactive(&plan, signals.as_fd(), &cancel)

@@ -54,7 +54,10 @@ impl Target {
     /// The object that is meant: it, or what the derivation came out as in this store.
     pub(crate) fn object(&self, context: &Context, store: &Store) -> CommandResult<ObjectName> {
         match self {
-            Target::Object(object) => Ok(store.info(&object.id)?.object.path_name()),
+            Target::Object(object) => {
+                store.rely_on_objects(&[object.id])?;
+                Ok(store.info(&object.id)?.object.path_name())
+            }
             Target::Attribute(attr) => {
                 let goals = Goals::of(context, Some(store), std::slice::from_ref(attr))?;
                 let key = goals.keys().remove(0);

@@ -37,6 +37,8 @@ mod cases {
     #[cfg(feature = "s3")]
     mod s3;
     mod serve;
+    mod store_gc;
     mod tidy;
+    mod trust;
     mod world;
 }

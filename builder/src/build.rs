@@ -7,11 +7,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::libc;
+use nix::sys::signal::Signal;
 use srp_store::compose::Composition;
 use srp_store::ingest::{self, Rules};
 use srp_store::{
-    BASE_LAYOUT, Build, Listing, Object, ObjectId, OpenTree, OutputName, Reference, ReferenceKind,
-    Registration, Role, Route, Scratch, Skeleton, StoreError, TREE_TIME_SECONDS,
+    BASE_LAYOUT, Build, Digest, Listing, Object, ObjectId, OpenTree, OutputName, Reference,
+    ReferenceKind, Registration, Role, Route, Scratch, Skeleton, StoreError, TREE_TIME_SECONDS,
 };
 
 use crate::event::Event;
@@ -46,6 +48,14 @@ pub(crate) struct Roots {
     libs: BTreeSet<ObjectId>,
 }
 
+impl Roots {
+    /// The trees that the roots are made of.
+    pub(crate) fn trees(&self) -> impl Iterator<Item = Digest> {
+        let composed = [Some(&self.root), self.sysroot.as_ref()].into_iter().flatten();
+        composed.flat_map(|root| root.providers().iter().map(|it| it.listing().digest()))
+    }
+}
+
 impl Work<'_> {
     pub(crate) fn build(
         &self,
@@ -53,9 +63,12 @@ impl Work<'_> {
         free: &dyn Fn(),
     ) -> Result<(Made, Option<Scratch>), FailureCause> {
         let roots = self.roots()?;
+        self.assure(&roots)?;
         let scratch = self.store.scratch()?;
         let log = self.store.log_path(&self.resolved);
         let outcome = self.execute(build, &roots, &scratch, &log, &|_| {}, free)?;
+        // Had damage been found meanwhile, what was built would be worth nothing.
+        self.assure(&roots)?;
         let trees = self.take(build, &scratch)?;
         let mut made = self.register(build, &roots, trees)?;
         made.route = self.route(&outcome)?;
@@ -158,9 +171,10 @@ impl Work<'_> {
         let mut command = vec![build.builder.clone()];
         command.extend(build.arguments.iter().cloned());
         let mut plan = SandboxPlan::new(command);
-        plan.layers = self.store.layers(&roots.root)?;
+        let layers = |root| self.with_assurance(|assurance| self.store.layers(root, assurance));
+        plan.layers = layers(&roots.root)?;
         if let Some(sysroot) = &roots.sysroot {
-            plan.sysroot = self.store.layers(sysroot)?;
+            plan.sysroot = layers(sysroot)?;
         }
         plan.skeleton = skeleton(&roots.root);
         plan.cwd = BUILD_PATH.to_owned();
@@ -508,6 +522,31 @@ pub(crate) fn rename_host(plan: &mut SandboxPlan, hostname: &str) -> String {
     std::mem::replace(&mut plan.hostname, hostname.to_owned())
 }
 
+/// The signals that kill what is wrong, and that nobody sends to say something.
+const DEADLY: &[i32] = &[
+    libc::SIGABRT,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGILL,
+    libc::SIGKILL,
+    libc::SIGSEGV,
+    libc::SIGSYS,
+    libc::SIGXFSZ,
+];
+
+/// What a signal means, in brackets, where builders have met it.
+fn explained(signal: i32) -> String {
+    let Ok(name) = Signal::try_from(signal) else { return String::new() };
+    let because = match name {
+        Signal::SIGXFSZ => {
+            format!(": a file grew beyond the {} GiB that a build may write", FILE_BYTES >> 30)
+        }
+        Signal::SIGSYS => ": a system call that a build may not make".to_owned(),
+        _ => String::new(),
+    };
+    format!(" ({name}{because})")
+}
+
 /// `killed` is how many processes the kernel killed for lack of memory while the build ran.
 fn check_outcome(outcome: &Outcome, limits: &Limits, killed: u64) -> Result<(), FailureCause> {
     let peak_memory_bytes = outcome.peak_memory_bytes;
@@ -518,8 +557,15 @@ fn check_outcome(outcome: &Outcome, limits: &Limits, killed: u64) -> Result<(), 
     };
     match &outcome.status {
         Status::Exited(0) => Ok(()),
-        Status::Exited(status) => failed(format!("exited with status {status}")),
-        Status::Signaled(signal) => failed(format!("was killed by signal {signal}")),
+        Status::Exited(status) => {
+            // A shell's way to say which signal killed its command; other programs use such numbers, too.
+            let killed = status.checked_sub(128).filter(|it| DEADLY.contains(it));
+            let why = killed.map(explained).unwrap_or_default();
+            failed(format!("exited with status {status}{why}"))
+        }
+        Status::Signaled(signal) => {
+            failed(format!("was killed by signal {signal}{}", explained(*signal)))
+        }
         Status::Cancelled => Err(FailureCause::Builder { how: "was cancelled".to_owned() }),
         Status::LimitExceeded(limit) => Err(FailureCause::Limit {
             limit: match limit {

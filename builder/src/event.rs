@@ -33,6 +33,15 @@ pub enum Event<'a> {
         /// What is done.
         activity: Activity,
     },
+    /// Bytes of what a build will see were compared with their digests.
+    Verified {
+        /// Of which build.
+        task: Task<'a>,
+        /// So far.
+        bytes: u64,
+        /// In all.
+        total: u64,
+    },
     /// Bytes of a fetch arrived.
     Fetched {
         /// Which.
@@ -107,4 +116,6 @@ pub enum Activity {
     Waiting,
     /// What is there is rebuilt and compared.
     Auditing,
+    /// What a build will see is compared with its digests.
+    Verifying,
 }

@@ -15,6 +15,7 @@ pub mod scan;
 pub mod serve;
 pub mod unpack;
 
+mod assure;
 mod build;
 mod estimates;
 pub mod log;

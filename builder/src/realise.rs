@@ -47,6 +47,7 @@ impl Builder<'_> {
         observer: &dyn Observer,
         cancel: &CancelToken,
     ) -> Result<Vec<Realised>, RealiseError> {
+        self.store.rely_on_derivations(request.derivations.keys())?;
         for derivation in request.derivations.values() {
             self.store.add_derivation(derivation)?;
         }

@@ -23,7 +23,7 @@ use crate::realise::Builder;
 use crate::request::{Failure, FailureCause, RealiseError, Request};
 use crate::slots::{Kind, Reservation, Slots};
 use crate::substitute::TransferError;
-use crate::work::{Came, Chosen, Work};
+use crate::work::{Came, Chosen, Ended, Work};
 
 /// While another process builds something, it is asked for so often.
 const POLL: Duration = Duration::from_millis(100);
@@ -50,7 +50,7 @@ pub(crate) struct Run<'a> {
     running: Slots<'a>,
     failures: Vec<Failure>,
     skipped: HashSet<NodeIndex>,
-    /// Whether something that caches promised did not come.
+    /// Whether something that caches promised did not come, or an input was damaged.
     disappointed: bool,
     /// Claims of what was reused: committed together.
     claims: Registration,
@@ -64,6 +64,8 @@ enum Message {
     Done(NodeIndex, Result<(Chosen, Came), Box<Failure>>),
     /// No cache could bring it, whatever was promised.
     Disappointed(NodeIndex),
+    /// An input was damaged, and is no longer here.
+    Damaged(NodeIndex),
 }
 
 impl<'a> Run<'a> {
@@ -374,6 +376,7 @@ impl<'a> Run<'a> {
             resolved,
             inputs,
             runner,
+            is_audit: false,
         };
         let memory_bytes = self.estimates.memory_bytes(&hash, derivation);
         let duration = self.estimates.duration(&hash, derivation);
@@ -394,12 +397,16 @@ impl<'a> Run<'a> {
             announce(&work);
             let free = || drop(free_slot.send(Message::SlotFree(node)));
             let result = work.run(&free);
-            if let Err(failure) = &result {
-                let reason = failure.cause.to_string();
-                work.observer.event(Event::Failed { task, reason: &reason });
-            }
             drop(lock);
-            Message::Done(node, result)
+            match result {
+                Ok(made) => Message::Done(node, Ok(made)),
+                Err(Ended::Damaged) => Message::Damaged(node),
+                Err(Ended::Failed(failure)) => {
+                    let reason = failure.cause.to_string();
+                    work.observer.event(Event::Failed { task, reason: &reason });
+                    Message::Done(node, Err(failure))
+                }
+            }
         };
         if self.work_in_a_thread(scope, sender, node, work, panicked) {
             self.running.take(node, self.kind(node), memory_bytes, duration);
@@ -415,6 +422,11 @@ impl<'a> Run<'a> {
                 if let Some(substituters) = self.builder.substituters {
                     substituters.refuse(hash);
                 }
+                self.disappointed = true;
+                self.skip_above(node);
+            }
+            Message::Damaged(node) => {
+                self.running.end(node);
                 self.disappointed = true;
                 self.skip_above(node);
             }

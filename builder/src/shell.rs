@@ -11,7 +11,8 @@ use std::path::PathBuf;
 
 use srp_store::compose::{Composition, SYSROOT};
 use srp_store::{
-    Entry, Found, ObjectId, ObjectName, ReferenceKind, Role, Store, StoreError, Triple,
+    Assurance, Digest, Entry, Found, ObjectId, ObjectName, ReferenceKind, Role, Store, StoreError,
+    Triple,
 };
 
 use crate::build::skeleton;
@@ -135,18 +136,35 @@ impl<'a> Shell<'a> {
         Ok(known.keys().filter(|arch| wanted(arch)).cloned().collect())
     }
 
-    /// The sandbox as a value.
+    fn trees(&self) -> BTreeSet<Digest> {
+        let composed = [Some(&self.root), self.sysroot.as_ref()].into_iter().flatten();
+        composed.flat_map(|root| root.providers().iter().map(|it| it.listing().digest())).collect()
+    }
+
+    /// The sandbox as a value. What it will show was verified lately, or is verified for it: see
+    /// `assurance`.
     pub fn plan(
         &self,
         request: &ShellRequest,
         machine: &Machine,
+        assurance: &Assurance<'_>,
     ) -> Result<SandboxPlan, ShellError> {
         let command = self.command(&request.command)?;
         let program = command[0].clone();
         let mut plan = SandboxPlan::new(command);
-        plan.layers = self.store.layers(&self.root)?;
+        let mut trees = self.trees();
+        for (_, object) in request.runners.values() {
+            trees.insert(self.store.info(object)?.object.tree);
+        }
+        if self.store.is_writable() {
+            self.store.assure_all(&trees, assurance)?;
+        } else {
+            // Whoever can't keep what verification finds doesn't do it for each shell.
+            trees.iter().try_for_each(|tree| self.store.refuse_damaged(tree))?;
+        }
+        plan.layers = self.store.layers(&self.root, assurance)?;
         if let Some(sysroot) = &self.sysroot {
-            plan.sysroot = self.store.layers(sysroot)?;
+            plan.sysroot = self.store.layers(sysroot, assurance)?;
         }
         plan.skeleton = skeleton(&self.root);
         plan.skeleton.extend(self.sysroot.iter().flat_map(loaders));
@@ -320,6 +338,7 @@ mod tests {
 
     #[test]
     fn a_shell_has_the_closure_and_a_home() {
+        let lately = Assurance::within(std::time::Duration::MAX);
         let directory = tempfile::tempdir().expect("a directory");
         let store = Store::open(&directory.path().join("store"), Access::Write).expect("opened");
         let libc = add(&store, "libc", "usr/lib/libc.so", b"c", &[]);
@@ -327,7 +346,7 @@ mod tests {
         let shell = Shell::new(&store, &dash, None).expect("composed");
         let machine = Machine::of_arch("x86_64");
         let request = ShellRequest { term: Some("xterm".to_owned()), ..ShellRequest::default() };
-        let plan = shell.plan(&request, &machine).expect("a plan");
+        let plan = shell.plan(&request, &machine, &lately).expect("a plan");
         assert_eq!(plan.validate(), Ok(()));
         assert_eq!(plan.command, ["/usr/bin/sh"]);
         assert_eq!(
@@ -341,11 +360,12 @@ mod tests {
         let asked =
             |program: &str| ShellRequest { command: vec![program.to_owned()], ..request.clone() };
         for there in ["sh", "/bin/sh", "/usr/bin/sh", "/made/later"] {
-            assert!(shell.plan(&asked(there), &machine).is_ok(), "{there}");
+            assert!(shell.plan(&asked(there), &machine, &lately).is_ok(), "{there}");
         }
-        let error = shell.plan(&asked("vi"), &machine).expect_err("no vi");
+        let error = shell.plan(&asked("vi"), &machine, &lately).expect_err("no vi");
         assert_eq!(error.to_string(), format!("{dash} has no program vi"));
-        let error = Shell::new(&store, &libc, None).expect("composed").plan(&request, &machine);
+        let error =
+            Shell::new(&store, &libc, None).expect("composed").plan(&request, &machine, &lately);
         assert!(error.expect_err("no shell").to_string().contains("has no shell (/usr/bin/bash"));
     }
 
@@ -367,6 +387,7 @@ mod tests {
 
     #[test]
     fn a_foreign_program_needs_a_runner() {
+        let lately = Assurance::within(std::time::Duration::MAX);
         let directory = tempfile::tempdir().expect("a directory");
         let store = Store::open(&directory.path().join("store"), Access::Write).expect("opened");
         let foreign = add(&store, "sh", "usr/bin/sh", AARCH64, &[]);
@@ -389,11 +410,11 @@ mod tests {
         let wanted = shell.emulated(&[], &riscv, &known).expect("readable");
         assert_eq!(wanted.iter().collect::<Vec<_>>(), ["aarch64"]);
 
-        let error = shell.plan(&ShellRequest::default(), &riscv).expect_err("no runner");
+        let error = shell.plan(&ShellRequest::default(), &riscv, &lately).expect_err("no runner");
         assert!(matches!(error, ShellError::NoRunner { .. }), "{error}");
         let runners = [("aarch64".to_owned(), (spec, qemu.id))].into();
         let request = ShellRequest { runners, ..ShellRequest::default() };
-        let plan = shell.plan(&request, &riscv).expect("a plan");
+        let plan = shell.plan(&request, &riscv, &lately).expect("a plan");
         assert_eq!(plan.binfmt.len(), 1);
         assert!(plan.binfmt[0].emulator.ends_with("usr/bin/qemu-aarch64"));
         assert_eq!(plan.env["QEMU_CPU"], "cortex-a72");

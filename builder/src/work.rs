@@ -43,6 +43,8 @@ pub(crate) struct Work<'a> {
     pub(crate) inputs: BTreeMap<InputKey, ObjectId>,
     /// The emulator, where one is needed and known, and its object.
     pub(crate) runner: Option<(&'a RunnerSpec, ObjectId)>,
+    /// Whether it is rebuilt for an audit: nothing is registered then.
+    pub(crate) is_audit: bool,
 }
 
 /// How the outputs came about.
@@ -51,6 +53,14 @@ pub(crate) enum Came {
     Made(History),
     /// They came from a cache, after all.
     Substituted,
+}
+
+/// Why there are no outputs.
+pub(crate) enum Ended {
+    /// It failed.
+    Failed(Box<Failure>),
+    /// An input was damaged: everything is to be planned anew.
+    Damaged,
 }
 
 /// What work came to: what is to be registered, and how it was made.
@@ -68,16 +78,21 @@ impl<'a> Work<'a> {
 
     /// Does the work and registers what came of it. `free` is called when a builder has ended and
     /// only the disk is still busy.
-    pub(crate) fn run(&self, free: &dyn Fn()) -> Result<(Chosen, Came), Box<Failure>> {
+    pub(crate) fn run(&self, free: &dyn Fn()) -> Result<(Chosen, Came), Ended> {
+        self.try_run(free).map_err(|cause| match self.give_up_damaged(&cause) {
+            Ok(true) => Ended::Damaged,
+            Ok(false) => Ended::Failed(Box::new(self.failure(cause))),
+            Err(error) => Ended::Failed(Box::new(self.failure(error.into()))),
+        })
+    }
+
+    fn try_run(&self, free: &dyn Fn()) -> Result<(Chosen, Came), FailureCause> {
         let started = Instant::now();
         if matches!(self.derivation.action, Action::Build(_)) {
-            match self.substitute() {
-                Ok(Some(outputs)) => return Ok((outputs, Came::Substituted)),
-                Ok(None) if self.options.no_build => {
-                    return Err(Box::new(self.failure(FailureCause::NoBuild)));
-                }
-                Ok(None) => {}
-                Err(cause) => return Err(Box::new(self.failure(cause))),
+            match self.substitute()? {
+                Some(outputs) => return Ok((outputs, Came::Substituted)),
+                None if self.options.no_build => return Err(FailureCause::NoBuild),
+                None => {}
             }
         }
         let made = match &self.derivation.action {
@@ -105,7 +120,7 @@ impl<'a> Work<'a> {
             drop(scratch);
             Ok((outputs, Came::Made(history)))
         };
-        made.and_then(register).map_err(|cause: FailureCause| Box::new(self.failure(cause)))
+        made.and_then(register)
     }
 
     /// Now that the inputs are known, a cache may have it by its resolved hash.

@@ -7,6 +7,7 @@
 //! something should be fetched.
 
 mod adopt;
+mod assured;
 mod closure;
 mod concurrent;
 mod delta;

@@ -30,18 +30,21 @@ use crate::object::Object;
 use crate::open_tree::OpenTree;
 use crate::presence::link_target;
 use crate::realisation::{Claim, Realisation};
+use crate::rely::Relied;
 use crate::store::Store;
 
 /// What is registered together: all of it or, after a crash, none that refers to the rest.
 #[derive(Debug, Default)]
 pub struct Registration {
-    trees: Vec<(PathBuf, PathBuf)>,
-    listings: Vec<(PathBuf, Vec<u8>)>,
+    /// Trees and where they lie for now.
+    trees: Vec<(PathBuf, Arc<Listing>)>,
     infos: Vec<(PathBuf, Vec<u8>)>,
     links: Vec<(PathBuf, PathBuf)>,
     realisations: Vec<(PathBuf, Vec<u8>)>,
     /// Objects with something at `/srp`, and where their trees lie for now.
     reserved: Vec<(Object, Arc<Listing>, PathBuf)>,
+    /// What is to stay once it is placed, and what may be here already.
+    relied: Vec<Relied>,
 }
 
 /// Lets threads that finish together share one `syncfs`.
@@ -78,10 +81,9 @@ impl Registration {
     /// Adds a normalised tree at `staged`, on the store's file system, without an object: what is
     /// to refer to others that aren't here yet.
     pub(crate) fn tree(&mut self, store: &Store, listing: Arc<Listing>, staged: PathBuf) {
-        let tree = listing.digest();
-        self.trees.push((staged, store.tree_path(&tree)));
-        self.listings.push((store.listing_path(&tree), listing.encode()));
-        store.remember_listing(listing);
+        self.relied.push(Relied::Tree(listing.digest()));
+        store.remember_listing(Arc::clone(&listing));
+        self.trees.push((staged, listing));
     }
 
     /// Adds an object whose tree is in the store already or in this registration, and holds what
@@ -94,9 +96,11 @@ impl Registration {
         if listing.find(RESERVED).is_some() {
             self.reserved.push((object.clone(), Arc::clone(listing), tree.to_owned()));
         }
+        self.relied.extend([Relied::Tree(object.tree), Relied::Object(object.id())]);
         let size_bytes = listing.size_bytes();
         let info = Info { object: object.clone(), size_bytes };
-        self.infos.push((store.info_path(&object.id()), db::encode(&info)));
+        let (path, name) = (store.info_path(&object.id()), object.id().to_string());
+        self.infos.push((path, db::encode(&info, &name)));
         let path = store.object_path(&object.path_name());
         self.links.push((path, link_target(&object.tree)));
     }
@@ -115,12 +119,14 @@ impl Registration {
 
     /// Adds what a resolved derivation came out as.
     pub fn realisation(&mut self, store: &Store, hash: &ResolvedHash, realisation: &Realisation) {
-        self.realisations.push((store.realisation_path(hash), db::encode(realisation)));
+        let bytes = db::encode(realisation, &hash.to_string());
+        self.realisations.push((store.realisation_path(hash), bytes));
     }
 
     /// Adds what was chosen for a derivation by its static hash.
     pub fn claim(&mut self, store: &Store, hash: &StaticHash, claim: &Claim) {
-        self.realisations.push((store.claim_path(hash), db::encode(claim)));
+        let bytes = db::encode(claim, &hash.to_string());
+        self.realisations.push((store.claim_path(hash), bytes));
     }
 }
 
@@ -131,7 +137,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Reserved`] and [`StoreError::NotAStage`] for what would forge a stage.
-    pub fn commit(&self, registration: Registration) -> Result<(), StoreError> {
+    pub fn commit(&self, mut registration: Registration) -> Result<(), StoreError> {
         self.check_writable()?;
         for (object, listing, tree) in &registration.reserved {
             manifest::admit(object, listing, tree)?;
@@ -139,8 +145,38 @@ impl Store {
         if registration.is_empty() {
             return Ok(());
         }
+        // Before any of it is looked for or placed: a tree that is here already must stay.
+        self.rely(registration.relied.iter().copied())?;
+        self.settle(&mut registration)?;
         let staged = Staged::new(self, registration)?;
         self.committer.commit(self, staged)
+    }
+
+    /// Decides what becomes of trees that are there already: one that is sound stays, since others
+    /// may use it, and one that is damaged makes room. What was brought has just been hashed, so it
+    /// costs no more to hash the other, too.
+    fn settle(&self, registration: &mut Registration) -> Result<(), StoreError> {
+        let mut new = Vec::with_capacity(registration.trees.len());
+        for (staged, listing) in registration.trees.drain(..) {
+            let place = self.place(&listing.digest());
+            if fs::symlink_metadata(&place.directory).is_err() {
+                new.push((staged, listing));
+                continue;
+            }
+            let kept = || Some(Arc::clone(&listing));
+            let mut report = self.verify(&place, kept, None, &|_| {})?;
+            self.mend_report(&place, &mut report)?;
+            if let Some(damage) = report.first() {
+                let path = place.directory.display();
+                tracing::warn!("{path} is damaged ({damage}), and is replaced");
+                self.move_aside(&place)?;
+                new.push((staged, listing));
+            } else {
+                files::remove_tree(&staged)?;
+            }
+        }
+        registration.trees = new;
+        Ok(())
     }
 }
 
@@ -285,13 +321,21 @@ impl Staged {
                 .map(|(path, bytes)| Ok((store.stage(&bytes, 0o444)?, path)))
                 .collect::<Result<Vec<_>, StoreError>>()
         };
-        let Registration { trees, listings, infos, links, realisations, reserved: _ } =
+        let Registration { trees, infos, links, realisations, reserved: _, relied: _ } =
             registration;
         let has_objects = !trees.is_empty() || !infos.is_empty();
+        let listings = trees
+            .iter()
+            .map(|(_, listing)| (store.listing_path(&listing.digest()), listing.encode()));
+        let listings = write(listings.collect())?;
+        let trees = trees.into_iter().map(|(from, listing)| {
+            let to = store.tree_path(&listing.digest());
+            (from, to)
+        });
         let has_realisations = !realisations.is_empty();
         Ok(Staged {
-            trees,
-            listings: write(listings)?,
+            trees: trees.collect(),
+            listings,
             infos: write(infos)?,
             links,
             realisations: write(realisations)?,
@@ -320,7 +364,7 @@ fn place_all(staged: &mut Vec<(TempPath, PathBuf)>) -> Result<(), StoreError> {
     staged.drain(..).try_for_each(|(from, to)| files::place(from, &to))
 }
 
-/// Renames a tree to its place; a tree that is there already is as good, being the same.
+/// Renames a tree to its place; one that somebody else has placed there just now is as good.
 ///
 /// Nothing is followed: a link in either place is no tree, and what it points to stays as it is.
 fn place_tree(staged: &Path, place: &Path) -> Result<(), StoreError> {

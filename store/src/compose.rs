@@ -96,6 +96,7 @@ impl Store {
             shadowed: Vec::new(),
         };
         for (group, ids) in groups.iter().enumerate() {
+            self.rely_on_objects(ids)?;
             for id in ids {
                 if composition.providers.iter().any(|provider| provider.object.id == *id) {
                     continue;

@@ -31,6 +31,22 @@ pub(crate) fn hash(
     read(file, stat, cancel, &mut |_| Ok(()))
 }
 
+/// As [`hash`]; `progress` is called with the number of bytes that were hashed since the last call.
+pub(crate) fn hash_with(
+    file: &mut File,
+    stat: &Stat,
+    cancel: Option<&AtomicBool>,
+    progress: &dyn Fn(u64),
+) -> Result<(Digest, u64)> {
+    read(file, stat, cancel, &mut |piece| {
+        progress(match piece {
+            Piece::Data(bytes) => bytes.len() as u64,
+            Piece::Hole(length) => length,
+        });
+        Ok(())
+    })
+}
+
 /// Copies a file to an empty one, and hashes it on the way; its digest and its length.
 ///
 /// The copy shares its bytes with the original where the file system can.

@@ -315,6 +315,7 @@ mod tests {
             ("ingest.rs", include_str!("ingest.rs"), 1),
             ("content.rs", include_str!("content.rs"), 0),
             ("open_tree.rs", include_str!("open_tree.rs"), 0),
+            ("verification.rs", include_str!("verification.rs"), 0),
             ("visit.rs", include_str!("visit.rs"), 0),
         ];
         for (name, source, directories_made) in sources {

@@ -1,8 +1,11 @@
 //! The one file that names bincode and sled: records, and the index.
 //!
-//! A record is `srp`, a kind byte, a version byte, the first 8 bytes of BLAKE3 (domain *record*)
-//! over what follows, and that: the value as bincode 2 (fixed-width little-endian integers,
-//! bounded). Decoding never panics and never allocates more than the record's length implies.
+//! A record is `srp`, a kind byte, a version byte, the first 8 bytes of BLAKE3 (domain *named
+//! record*) over its file's name and what follows, and that: the value as bincode 2 (fixed-width
+//! little-endian integers, bounded). Decoding never panics and never allocates more than the
+//! record's length implies. In the checksum the name has no other place than before the value, and
+//! all names of a kind are of one length: so a record in the place of another is damaged. Records of
+//! version 1 are read, too; theirs leaves the name out (domain *record*).
 //!
 //! The index is a sled database of what files already say, arranged for questions that would
 //! otherwise read all of them. It is off the hot path, opened by whoever gets there first, and
@@ -28,7 +31,7 @@ use crate::store::Store;
 /// No record is larger: a bound for decoding, far above any real one.
 const LIMIT_BYTES: usize = 64 << 20;
 const HEADER: usize = 13;
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// A value that has a file of its own.
 pub(crate) trait Record: Sized {
@@ -40,8 +43,8 @@ pub(crate) trait Record: Sized {
     fn from_stored(stored: Self::Stored) -> Result<Self, String>;
 }
 
-/// The record's bytes.
-pub(crate) fn encode<R: Record>(record: &R) -> Vec<u8> {
+/// The bytes of a record whose file has this name.
+pub(crate) fn encode<R: Record>(record: &R, name: &str) -> Vec<u8> {
     let body =
         bincode::encode_to_vec(record.to_stored(), config::standard().with_fixed_int_encoding())
             .expect("encoding to memory can't fail");
@@ -49,25 +52,28 @@ pub(crate) fn encode<R: Record>(record: &R) -> Vec<u8> {
     bytes.extend_from_slice(b"srp");
     bytes.push(R::KIND);
     bytes.push(VERSION);
-    bytes.extend_from_slice(&Domain::Record.hash(&body)[..8]);
+    bytes.extend_from_slice(&Domain::NamedRecord.hash(&[name.as_bytes(), &body].concat())[..8]);
     bytes.extend_from_slice(&body);
     bytes
 }
 
-/// The record that `bytes` are, or what is wrong with them.
-pub(crate) fn decode<R: Record>(bytes: &[u8]) -> Result<R, String> {
+/// The record that the file of this name holds as `bytes`, or what is wrong with them.
+pub(crate) fn decode<R: Record>(bytes: &[u8], name: &str) -> Result<R, String> {
     let Some((header, body)) = bytes.split_at_checked(HEADER) else {
         return Err("it is truncated".to_owned());
     };
-    match header {
-        [b's', b'r', b'p', kind, VERSION, ..] if *kind == R::KIND => {}
+    let checksum = match header {
+        [b's', b'r', b'p', kind, VERSION, ..] if *kind == R::KIND => {
+            Domain::NamedRecord.hash(&[name.as_bytes(), body].concat())
+        }
+        [b's', b'r', b'p', kind, 1, ..] if *kind == R::KIND => Domain::Record.hash(body),
         [b's', b'r', b'p', kind, version, ..] if *kind == R::KIND => {
             return Err(format!("it has version {version}, and this srp knows {VERSION}"));
         }
         _ => return Err("it is no such record".to_owned()),
-    }
-    if header[5..] != Domain::Record.hash(body)[..8] {
-        return Err("its checksum is wrong".to_owned());
+    };
+    if header[5..] != checksum[..8] {
+        return Err("its checksum is wrong, or it is another's".to_owned());
     }
     let config = config::standard().with_fixed_int_encoding().with_limit::<LIMIT_BYTES>();
     let (stored, used) =
@@ -298,26 +304,39 @@ mod tests {
 
     #[test]
     fn a_record_is_read_back_and_every_flipped_bit_is_noticed() {
-        let bytes = encode(&info());
-        assert_eq!(decode(&bytes), Ok(info()));
+        let bytes = encode(&info(), "name");
+        assert_eq!(decode(&bytes, "name"), Ok(info()));
+        assert!(decode::<Info>(&bytes, "other").is_err(), "another's place");
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(decode::<Info>(&flipped).is_err(), "bit {bit}");
+            assert!(decode::<Info>(&flipped, "name").is_err(), "bit {bit}");
         }
         for length in 0..bytes.len() {
-            assert!(decode::<Info>(&bytes[..length]).is_err(), "length {length}");
+            assert!(decode::<Info>(&bytes[..length], "name").is_err(), "length {length}");
         }
-        assert!(decode::<Claim>(&bytes).is_err());
+        assert!(decode::<Claim>(&bytes, "name").is_err());
+    }
+
+    #[test]
+    fn records_of_the_first_version_are_read() {
+        let mut bytes = encode(&info(), "name");
+        let checksum = Domain::Record.hash(&bytes[HEADER..]);
+        bytes[4] = 1;
+        bytes[5..HEADER].copy_from_slice(&checksum[..8]);
+        assert_eq!(decode(&bytes, "any name"), Ok(info()));
     }
 
     proptest! {
         #[test]
         fn foreign_bytes_never_panic(body: Vec<u8>) {
-            let mut bytes = b"srpi\x01".to_vec();
-            bytes.extend_from_slice(&Domain::Record.hash(&body)[..8]);
-            bytes.extend_from_slice(&body);
-            let _ = decode::<Info>(&bytes);
+            for (version, domain) in [(1, Domain::Record), (2, Domain::NamedRecord)] {
+                let mut bytes = b"srpi".to_vec();
+                bytes.push(version);
+                bytes.extend_from_slice(&domain.hash(&body)[..8]);
+                bytes.extend_from_slice(&body);
+                let _ = decode::<Info>(&bytes, "");
+            }
         }
     }
 

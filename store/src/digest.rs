@@ -23,7 +23,9 @@ pub enum Domain {
     Static,
     /// A derivation with its inputs as object ids.
     Resolved,
-    /// A record on disk (a checksum, not an identity).
+    /// A record on disk with the name of its file (a checksum, not an identity).
+    NamedRecord,
+    /// A record that is bound to no name (a checksum, not an identity).
     Record,
     /// An evaluation's key.
     Evaluation,
@@ -51,6 +53,7 @@ impl Domain {
             Domain::Object => "srp object v1",
             Domain::Static => "srp static derivation v1",
             Domain::Resolved => "srp resolved derivation v1",
+            Domain::NamedRecord => "srp record v2",
             Domain::Record => "srp record v1",
             Domain::Evaluation => "srp evaluation v1",
             Domain::PublicKey => "srp public key v1",

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::digest::{Digest, ObjectId};
 use crate::object::ObjectName;
+use crate::verification::DamageKind;
 
 /// A failure of the store.
 #[derive(Debug, thiserror::Error)]
@@ -175,6 +176,16 @@ pub enum StoreError {
         /// What it is.
         found: Digest,
     },
+    /// Something in a tree is not what its listing says, or not there.
+    #[error("{} is damaged: {kind}", path.display())]
+    Unsound {
+        /// The tree; none if it is a composed one, which nothing refers to.
+        tree: Option<Digest>,
+        /// The file, or the tree itself.
+        path: PathBuf,
+        /// In what way.
+        kind: Box<DamageKind>,
+    },
     /// The directory to write to is in use.
     #[error("{} exists and is not an empty directory", path.display())]
     NotEmpty {
@@ -190,6 +201,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether it says that something in the store isn't what it should be.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            StoreError::Damaged { .. } | StoreError::Corrupt { .. } | StoreError::Unsound { .. }
+        )
+    }
+
     /// Whether something was not there: no error where others may remove it at the same time.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)

@@ -14,6 +14,7 @@ pub mod realisation;
 pub mod revision;
 pub mod tree;
 
+mod assurance;
 pub mod cache;
 mod commit;
 pub mod compose;
@@ -24,18 +25,22 @@ mod error;
 mod files;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+pub mod gc;
 pub mod ingest;
 mod lock;
 pub mod manifest;
 mod materialise;
 mod open_tree;
 mod presence;
+mod rely;
 mod roots;
 pub mod staged;
 mod store;
 mod upgrade;
+mod verification;
 mod visit;
 
+pub use assurance::{Assurance, Validity};
 pub use commit::Registration;
 pub use crew::{Crew, Tasks};
 pub use db::{History, Index, IndexError, Info, is_index_panic};
@@ -45,7 +50,7 @@ pub use derivation::{
 pub use digest::{Digest, ObjectId, ResolvedHash, Sha256, StaticHash};
 pub use encode::Canonical;
 pub use error::{Conflict, StoreError};
-pub use files::remove_tree;
+pub use files::{open_followed, open_plain, read as read_plain, remove_tree};
 pub use listing::{Extent, Found, Listing};
 pub use lock::{Lock, Scratch};
 pub use materialise::{BASE_LAYOUT, Materialised, Skeleton};
@@ -56,3 +61,4 @@ pub use realisation::{Claim, Realisation, Route};
 pub use roots::Root;
 pub use store::{Access, FORMAT, Store};
 pub use tree::{Directory, Entry, MAX_DEPTH, TREE_TIME_SECONDS};
+pub use verification::{Damage, DamageKind, Stamp, TreeReport};

@@ -3,6 +3,7 @@
 //! All rest on what the kernel gives up when a process dies, so nothing here needs cleaning up
 //! after a crash but the scratch directories themselves.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
@@ -48,7 +49,7 @@ pub(crate) struct Session {
     /// Scratch directories that are empty again, and how many were ever made. No build sees these
     /// directories themselves, only ones that are made in them for it alone.
     idle: Mutex<(Vec<PathBuf>, u64)>,
-    /// How many files were ever staged.
+    /// How many files were ever staged, or trees moved aside.
     files: AtomicU64,
 }
 
@@ -77,6 +78,13 @@ impl Store {
         let session = self.session()?;
         let path = session.directory()?;
         Ok(Scratch { path, session })
+    }
+
+    /// A path at which nothing is, for what is to go when this process closes the store.
+    pub(crate) fn aside(&self) -> Result<PathBuf, StoreError> {
+        let session = self.session()?;
+        let number = session.files.fetch_add(1, Ordering::Relaxed);
+        Ok(session.path.join(format!("aside-{number}")))
     }
 
     /// Writes a new file to the store's file system, which [`files::place`] then moves.
@@ -108,7 +116,7 @@ impl Store {
     }
 
     /// What this process has in `tmp/`; made when it is first needed.
-    fn session(&self) -> Result<Arc<Session>, StoreError> {
+    pub(crate) fn session(&self) -> Result<Arc<Session>, StoreError> {
         self.check_writable()?;
         let mut session = self.session.lock().expect("no holder panics");
         if let Some(session) = &*session {
@@ -124,6 +132,18 @@ impl Store {
     /// container; its number is not.
     pub fn sweep(&self) -> Result<(), StoreError> {
         self.check_writable()?;
+        self.sweep_sessions()?;
+        self.sweep_trash(&|| false)?;
+        // The evaluator doesn't know the store's sessions, and `meta` is older than any.
+        for directory in [self.directory("eval"), self.root().to_owned()] {
+            staged::sweep(&directory).at("list", &directory)?;
+        }
+        self.sweep_evidence()?;
+        self.sweep_partial()
+    }
+
+    /// Removes the scratch directories and staged files of killed processes.
+    pub(crate) fn sweep_sessions(&self) -> Result<(), StoreError> {
         for path in files::entries(&self.directory("tmp"))? {
             // Whoever holds the lock of a directory is alive. A lock without a directory is of one
             // who died between the two, or of one who is about to make it.
@@ -133,12 +153,7 @@ impl Store {
                 remove_lock(&lock);
             }
         }
-        // The evaluator doesn't know the store's sessions, and `meta` is older than any.
-        for directory in [self.directory("eval"), self.root().to_owned()] {
-            staged::sweep(&directory).at("list", &directory)?;
-        }
-        self.sweep_evidence()?;
-        self.sweep_partial()
+        Ok(())
     }
 }
 
@@ -202,6 +217,16 @@ impl Session {
         Ok(path)
     }
 
+    /// Its name in `tmp/`.
+    pub(crate) fn name(&self) -> &OsStr {
+        self.path.file_name().unwrap_or_default()
+    }
+
+    /// Where this process says what it relies on.
+    pub(crate) fn relied(&self) -> PathBuf {
+        self.path.join("relied")
+    }
+
     fn give_back(&self, path: PathBuf) {
         self.idle.lock().expect("no holder panics").0.push(path);
     }
@@ -218,30 +243,51 @@ impl Drop for Session {
 
 /// Opens a file that is only there to be locked.
 fn lock_file(path: &Path) -> Result<File, StoreError> {
-    OpenOptions::new().create(true).truncate(false).write(true).open(path).at("open", path)
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).read(true).write(true).open(path).at("open", path)
 }
 
 /// Locks the file beside a session's directory and returns its path; `None` if its process lives.
 fn hold(session: &Path) -> Result<Option<(Flock<File>, PathBuf)>, StoreError> {
     let path = session.with_extension("lock");
+    Ok(hold_file(&path)?.map(|held| (held, path)))
+}
+
+/// Whether the process lives that has this session.
+pub(crate) fn is_alive(session: &Path) -> Result<bool, StoreError> {
+    let path = session.with_extension("lock");
+    // Not made if there is none: whoever lives has made it before anything else.
+    let file = match OpenOptions::new().read(true).open(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        file => file.at("open", &path)?,
+    };
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        Ok(_) => Ok(false),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(true),
+        Err((_, error)) => Err(error).at("lock", &path),
+    }
+}
+
+/// Makes a file and locks it; `None` if somebody else has it locked.
+pub(crate) fn hold_file(path: &Path) -> Result<Option<Flock<File>>, StoreError> {
     loop {
-        let file = lock_file(&path)?;
+        let file = lock_file(path)?;
         let held = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(held) => held,
             Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
-            Err((_, error)) => return Err(error).at("lock", &path),
+            Err((_, error)) => return Err(error).at("lock", path),
         };
         // The last holder may have removed the file between opening and locking.
-        let ours = held.metadata().at("read", &path)?;
-        if fs::metadata(&path).is_ok_and(|current| current.ino() == ours.ino()) {
-            return Ok(Some((held, path)));
+        let ours = held.metadata().at("read", path)?;
+        if fs::metadata(path).is_ok_and(|current| current.ino() == ours.ino()) {
+            return Ok(Some(held));
         }
     }
 }
 
 /// Removes a lock's file while the lock is held: whoever waits for it then finds that it is no
 /// longer the one in the directory.
-fn remove_lock(path: &Path) {
+pub(crate) fn remove_lock(path: &Path) {
     if let Err(error) = fs::remove_file(path) {
         tracing::debug!(path = %path.display(), %error, "a lock's file stays behind");
     }

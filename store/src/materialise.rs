@@ -6,15 +6,17 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, Mode};
+use rustix::fs::{AtFlags, Mode, Stat};
 
+use crate::assurance::Assurance;
 use crate::compose::{Composition, Kind, Node, SYSROOT, Source};
 use crate::content::{self, TREE_TIME};
 use crate::crew::{Crew, Tasks};
@@ -25,9 +27,11 @@ use crate::ingest::{FILES_PER_TASK, create, finish_file};
 use crate::manifest::Manifest;
 use crate::object::{Object, ReferenceKind};
 use crate::open_tree::OpenTree;
+use crate::rely::Relied;
 use crate::staged::StagedDirectory;
 use crate::store::Store;
 use crate::tree::Entry;
+use crate::verification::{DamageKind, Place, Stamp};
 use crate::visit::{Visit, join};
 
 /// Up to so many trees are layers of an overlay as they are; more are composed once into a cached
@@ -131,7 +135,11 @@ impl Store {
     }
 
     /// The directories that, laid over each other (first on top), are this composition.
-    pub fn layers(&self, composition: &Composition) -> Result<Vec<PathBuf>, StoreError> {
+    pub fn layers(
+        &self,
+        composition: &Composition,
+        assurance: &Assurance<'_>,
+    ) -> Result<Vec<PathBuf>, StoreError> {
         let trees: Vec<PathBuf> = composition
             .providers()
             .iter()
@@ -141,34 +149,73 @@ impl Store {
         if trees.len() <= MAX_LAYERS {
             return Ok(trees);
         }
-        Ok(vec![self.composed(composition)?])
+        Ok(vec![self.composed(composition, assurance)?])
     }
 
-    /// The cached tree of a composition, made if there is none.
-    pub fn composed(&self, composition: &Composition) -> Result<PathBuf, StoreError> {
-        let path = self.directory("composed").join(composition.digest().to_string());
-        let is_there = || fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir());
-        if is_there() {
-            return Ok(path);
+    /// The cached tree of a composition, made if there is none. One that lacks something, or that
+    /// is damaged, is made anew; that is looked for as in trees, by the time of its own listing.
+    pub fn composed(
+        &self,
+        composition: &Composition,
+        assurance: &Assurance<'_>,
+    ) -> Result<PathBuf, StoreError> {
+        let listing = Arc::new(composition.listing());
+        let place = self.composed_place(&listing.digest());
+        self.rely([Relied::Composed(place.digest)])?;
+        // The time of its last change says when it was last used; nothing else of it changes.
+        let used = |place: Place| {
+            let _ = fs::set_permissions(&place.directory, fs::Permissions::from_mode(0o555));
+            Ok(place.directory)
+        };
+        if fs::symlink_metadata(&place.directory).is_ok() {
+            let whole = self.looks_whole(&place, &listing);
+            if whole && self.is_fresh(&place, assurance.within)? {
+                return used(place);
+            }
+            if !self.is_writable() {
+                // Whoever can't keep what verification finds doesn't do it for each shell.
+                let kind = Box::new(DamageKind::Missing);
+                return match whole && self.stamp(&place)? != Stamp::Damaged {
+                    true => Ok(place.directory),
+                    false => Err(StoreError::Unsound { tree: None, path: place.directory, kind }),
+                };
+            }
+            let report = self.assure_place(&place, Arc::clone(&listing), assurance)?;
+            let damage = report.as_ref().and_then(|report| report.first());
+            let Some(damage) = damage else { return used(place) };
+            let path = place.directory.display();
+            tracing::warn!("{path} is damaged ({damage}), and is composed anew");
+            self.move_aside(&place)?;
         }
         let scratch = self.scratch()?;
         let staged = scratch.path().join("composed");
         fs::create_dir(&staged).at("create", &staged)?;
         let tree = OpenTree::open(&staged)?;
-        composition.write(&tree, Style::Frozen)?;
+        composition
+            .write(&tree, Style::Frozen, assurance.cancel)
+            .inspect_err(|error| self.distrust_by(error))?;
         // It is trusted by its name from now on.
         self.committer.sync()?;
         let directory = self.directory("composed");
         fs::create_dir_all(&directory).at("create", &directory)?;
-        match fs::rename(&staged, &path) {
+        self.write(&place.listing, &listing.encode(), 0o444)?;
+        match fs::rename(&staged, &place.directory) {
             Ok(()) => {
-                rustix::fs::fchmod(&tree, Mode::from_raw_mode(0o555)).at("change", &path)?;
+                rustix::fs::fchmod(&tree, Mode::from_raw_mode(0o555))
+                    .at("change", &place.directory)?;
             }
             // Another process was faster.
-            Err(_) if is_there() => {}
+            Err(_) if place.directory.is_dir() => {}
             Err(error) => return Err(error).at("rename", &staged),
         }
-        Ok(path)
+        Ok(place.directory)
+    }
+
+    /// Where the cached tree of a composition lies.
+    pub(crate) fn composed_place(&self, digest: &Digest) -> Place {
+        let composed = self.directory("composed");
+        let listing = composed.join(format!("{digest}.listing"));
+        Place { digest: *digest, directory: composed.join(digest.to_string()), listing }
     }
 }
 
@@ -201,7 +248,7 @@ impl Composition {
     ///
     /// It appears whole or not at all: it is written beside `directory`, synced if `synced` says so
     /// (else a power cut may leave it without contents), and renamed. Every file is compared with
-    /// its digest on the way: of a damaged tree nothing is written ([`StoreError::Corrupt`]). When
+    /// its digest on the way: of a damaged tree nothing is written ([`StoreError::Unsound`]). When
     /// `cancel` becomes true it ends soon.
     pub fn materialise(
         mut self,
@@ -230,8 +277,13 @@ impl Composition {
     }
 
     /// Writes the composition to an empty directory.
-    fn write(&self, to: &OpenTree, style: Style) -> Result<u64, StoreError> {
-        Writing::new(self, to, style, None)?.run()
+    fn write(
+        &self,
+        to: &OpenTree,
+        style: Style,
+        cancel: Option<&AtomicBool>,
+    ) -> Result<u64, StoreError> {
+        Writing::new(self, to, style, cancel)?.run()
     }
 
     /// Applies declared modes and owners, and returns those that this user can't apply.
@@ -419,8 +471,8 @@ impl<'a> Writing<'a> {
                         rustix::fs::utimensat(directory, &*name, &TREE_TIME, flags)
                     })
                     .at("create", &self.path(&path))?,
-                Entry::File { digest, executable, .. } => {
-                    self.file(directory, &name, &path, (digest, executable, source))?;
+                Entry::File { digest, size_bytes, executable } => {
+                    self.file(directory, &name, &path, (digest, size_bytes, executable, source))?;
                 }
                 Entry::Directory { .. } => unreachable!("a directory is a node of its own"),
             }
@@ -433,8 +485,13 @@ impl<'a> Writing<'a> {
         directory: BorrowedFd<'_>,
         name: &[u8],
         path: &[u8],
-        (digest, executable, source): (Digest, bool, Source),
+        (digest, size, executable, source): (Digest, u64, bool, Source),
     ) -> Result<(), StoreError> {
+        let io = |error: std::io::Error, action, path: &Path| StoreError::Io {
+            action,
+            path: path.to_owned(),
+            source: error,
+        };
         let made = self.path(path);
         let mut to = create(directory, name).at("create", &made)?;
         let size_bytes = match source {
@@ -448,16 +505,31 @@ impl<'a> Writing<'a> {
                 let place = provider.file(Path::new(OsStr::from_bytes(path)));
                 let below = place.strip_prefix(provider.path.parent().unwrap_or(&place));
                 let below = below.unwrap_or(&place).as_os_str().as_bytes();
-                let (mut from, stat) = trees.file(below).at("open", &place)?;
-                let (found, size_bytes) = content::copy(&mut from, &stat, &mut to, self.cancel)
-                    .map_err(|error| match self.is_cancelled() {
-                        true => StoreError::Cancelled,
-                        false => Err::<(), _>(error).at("copy to", &made).expect_err("it is one"),
-                    })?;
-                if found != digest {
-                    return Err(StoreError::Corrupt { path: place, expected: digest, found });
+                let unsound = |kind| {
+                    let tree = Some(provider.listing().digest());
+                    StoreError::Unsound { tree, path: place.clone(), kind: Box::new(kind) }
+                };
+                let (mut from, stat) = trees.file(below).map_err(|error| {
+                    let damaged = DamageKind::of(error).map(unsound);
+                    damaged.unwrap_or_else(|| io(error.into(), "open", &place))
+                })?;
+                match content::copy(&mut from, &stat, &mut to, self.cancel) {
+                    Ok((found, size_bytes)) if found == digest => size_bytes,
+                    Ok((_, length)) if length != size => {
+                        return Err(unsound(DamageKind::Size { expected: size, found: length }));
+                    }
+                    Ok((found, _)) => {
+                        return Err(unsound(DamageKind::Bytes { expected: digest, found }));
+                    }
+                    Err(_) if self.is_cancelled() => return Err(StoreError::Cancelled),
+                    // Is it the one that is read, or the one that is written?
+                    Err(error) => {
+                        return Err(match unreadable(&mut from, &stat) {
+                            Some(kind) => unsound(kind),
+                            None => io(error, "copy to", &made),
+                        });
+                    }
                 }
-                size_bytes
             }
         };
         self.size_bytes.fetch_add(size_bytes, Ordering::Relaxed);
@@ -474,6 +546,12 @@ impl<'a> Writing<'a> {
     fn path(&self, below: &[u8]) -> PathBuf {
         self.to.path_of(below)
     }
+}
+
+/// Why a file can't be read to its end, if it can't.
+fn unreadable(file: &mut fs::File, stat: &Stat) -> Option<DamageKind> {
+    let error = file.rewind().and_then(|()| content::hash(file, stat, None)).err()?;
+    Some(DamageKind::Unreadable { reason: error.to_string() })
 }
 
 fn check_empty(directory: &Path) -> Result<(), StoreError> {

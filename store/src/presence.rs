@@ -26,8 +26,10 @@ use crate::error::{IoContext, StoreError};
 use crate::files;
 use crate::listing::Listing;
 use crate::object::{Object, ReferenceKind};
+use crate::rely::Relied;
 use crate::store::Store;
 use crate::tree::{Directory, Entry};
+use crate::verification::{Place, Stamp};
 
 /// The shortest listing: an empty directory's.
 const LISTING_BYTES: u64 = 8;
@@ -39,7 +41,19 @@ impl Store {
     /// # Errors
     /// What the system says. Damage is none: what is damaged beyond what can be made anew is not
     /// here, so that it is built or fetched again.
+    ///
+    /// What is here stays here until the store is closed (`rely`): no collection takes it.
     pub fn present(&self, id: &ObjectId) -> Result<Option<Info>, StoreError> {
+        self.rely([Relied::Object(*id)])?;
+        let found = self.find(id)?;
+        if found.is_some() {
+            self.remember_use(&[*id]);
+        }
+        Ok(found)
+    }
+
+    /// The object's record, if the object is here for now.
+    pub(crate) fn find(&self, id: &ObjectId) -> Result<Option<Info>, StoreError> {
         let Some(info) = undamaged(self.find_info(id))?.flatten() else { return Ok(None) };
         let tree = &info.object.tree;
         let here = self.has_tree(tree)? && self.has_listing(tree)? && self.has_path(&info)?;
@@ -51,16 +65,19 @@ impl Store {
         Ok(self.present(id)?.is_some())
     }
 
-    /// Whether the objects and everything that they refer to are here.
+    /// Whether the objects and everything that they refer to are here. If so, they stay, as
+    /// [`present`](Store::present) says.
     pub fn contains_closure(&self, ids: &[ObjectId]) -> Result<bool, StoreError> {
+        self.rely(ids.iter().map(|id| Relied::Object(*id)))?;
         let mut seen = BTreeSet::new();
         let mut pending = ids.to_vec();
         while let Some(id) = pending.pop() {
             if seen.insert(id) {
-                let Some(info) = self.present(&id)? else { return Ok(false) };
+                let Some(info) = self.find(&id)? else { return Ok(false) };
                 pending.extend(info.object.references(ReferenceKind::ALL));
             }
         }
+        self.remember_use(ids);
         Ok(true)
     }
 
@@ -77,8 +94,9 @@ impl Store {
         Ok(listing)
     }
 
-    /// A tree's listing, if the tree is here.
+    /// A tree's listing, if the tree is here. If so, it stays, as [`present`](Store::present) says.
     pub(crate) fn tree(&self, tree: &Digest) -> Result<Option<Arc<Listing>>, StoreError> {
+        self.rely([Relied::Tree(*tree)])?;
         let here = self.has_tree(tree)? && self.has_listing(tree)?;
         Ok(if here { undamaged(self.listing(tree))? } else { None })
     }
@@ -135,7 +153,7 @@ impl Store {
         let read = files::read_if_exists(&path)?.map(|bytes| Listing::decode(&bytes, *tree, &path));
         match undamaged(read.transpose())?.flatten() {
             Some(listing) => Ok(listing),
-            None => self.list_again(tree),
+            None => self.list_again(&self.place(tree)),
         }
     }
 
@@ -153,14 +171,16 @@ impl Store {
         Ok(metadata.is_dir())
     }
 
-    /// Whether a tree's listing is there, or can be made. That what is there is right shows when it
-    /// is read.
+    /// Whether a tree's listing is there, or can be made, and doesn't say that the tree is damaged.
+    /// That what is there is right shows when it is read.
     fn has_listing(&self, tree: &Digest) -> Result<bool, StoreError> {
         let path = self.listing_path(tree);
         match fs::symlink_metadata(&path) {
-            Ok(metadata) if metadata.is_file() && metadata.len() >= LISTING_BYTES => Ok(true),
+            Ok(metadata) if metadata.is_file() && metadata.len() >= LISTING_BYTES => {
+                Ok(self.stamp_in(&path, &metadata) != Stamp::Damaged)
+            }
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error).at("read", &path),
-            _ => Ok(undamaged(self.list_again(tree))?.is_some()),
+            _ => Ok(undamaged(self.list_again(&self.place(tree)))?.is_some()),
         }
     }
 
@@ -187,18 +207,26 @@ impl Store {
     }
 
     /// Makes a listing again from the tree's files, all of which are hashed for it.
-    fn list_again(&self, tree: &Digest) -> Result<Listing, StoreError> {
-        let (directory, path) = (self.tree_path(tree), self.listing_path(tree));
-        let listing = hash_tree(&directory)?;
-        if listing.digest() != *tree {
-            let found = listing.digest();
-            return Err(StoreError::Corrupt { path: directory, expected: *tree, found });
+    pub(crate) fn list_again(&self, place: &Place) -> Result<Listing, StoreError> {
+        let listing = hash_tree(&place.directory)?;
+        if listing.digest() != place.digest {
+            let (path, expected) = (place.directory.clone(), place.digest);
+            return Err(StoreError::Corrupt { path, expected, found: listing.digest() });
         }
-        if self.is_writable() {
-            tracing::warn!(path = %path.display(), "a listing was lost, and is made again");
-            self.write(&path, &listing.encode(), 0o444)?;
-        }
+        self.write_lost_listing(place, &listing)?;
         Ok(listing)
+    }
+
+    pub(crate) fn write_lost_listing(
+        &self,
+        place: &Place,
+        listing: &Listing,
+    ) -> Result<(), StoreError> {
+        if self.is_writable() {
+            tracing::warn!(path = %place.listing.display(), "a listing was lost, and is made again");
+            self.write(&place.listing, &listing.encode(), 0o444)?;
+        }
+        Ok(())
     }
 }
 
@@ -211,11 +239,7 @@ pub(crate) fn link_target(tree: &Digest) -> std::path::PathBuf {
 pub(crate) fn undamaged<T>(read: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match read {
         Ok(value) => Ok(Some(value)),
-        Err(
-            error @ (StoreError::Damaged { .. }
-            | StoreError::Corrupt { .. }
-            | StoreError::FileType { .. }),
-        ) => {
+        Err(error) if error.is_damage() || matches!(error, StoreError::FileType { .. }) => {
             tracing::warn!(%error, "it counts as not there");
             Ok(None)
         }

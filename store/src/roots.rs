@@ -31,9 +31,15 @@ pub struct Root {
 impl Store {
     /// Points the root `name` at `object`, in a new generation unless it is the newest already.
     /// When this returns, it survives a power cut.
+    ///
+    /// # Errors
+    /// [`StoreError::NoObject`]: a root of what isn't here would keep nothing.
     pub fn set_root(&self, name: &str, object: &ObjectName) -> Result<Root, StoreError> {
         self.check_writable()?;
         let directory = self.root_directory(name)?;
+        if !self.contains(&object.id)? {
+            return Err(StoreError::NoObject { id: object.id, path: self.root().to_owned() });
+        }
         let target = Path::new("../../objects").join(object.to_string());
         loop {
             // A damaged one keeps nobody from setting the root anew.

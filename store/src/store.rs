@@ -8,9 +8,11 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use quick_cache::Weighter;
 
+use crate::assurance::Validity;
 use crate::commit::Committer;
 use crate::db::{self, Info};
 use crate::derivation::Derivation;
@@ -23,8 +25,10 @@ use crate::lock::Session;
 use crate::object::{ObjectName, ReferenceKind};
 use crate::presence::undamaged;
 use crate::realisation::{Claim, Realisation};
+use crate::rely::Relying;
 use crate::staged::Staged;
 use crate::upgrade;
+use crate::verification;
 
 /// The store format that this program writes. It reads 1, too, and makes it this one (`upgrade`).
 pub const FORMAT: u32 = 2;
@@ -56,8 +60,20 @@ pub struct Store {
     pub(crate) committer: Committer,
     /// Made when it is first needed.
     pub(crate) session: Mutex<Option<Arc<Session>>>,
+    /// What this process relies on, and whether it relies on anything.
+    pub(crate) relying: Mutex<Relying>,
+    pub(crate) relies: bool,
     pub(crate) listings: Kept<Digest, Arc<Listing>>,
     infos: Kept<ObjectId, Info>,
+    /// What verification found, where it can't be written down.
+    pub(crate) stamps: verification::Remembered,
+    /// Whose turn it is to verify.
+    pub(crate) assuring: Mutex<()>,
+    /// Trees that were moved aside.
+    pub(crate) set_aside: Mutex<BTreeSet<Digest>>,
+    /// When it was opened.
+    pub(crate) opened: SystemTime,
+    pub(crate) validity: Validity,
 }
 
 /// What was read lately, within a bound: a server asks for all that there is.
@@ -121,8 +137,15 @@ impl Store {
             root: root.to_owned(),
             writable,
             session: Mutex::default(),
+            relying: Mutex::default(),
+            relies: true,
             listings: Kept::with_weighter(KEPT_ITEMS, KEPT_BYTES, MemoryBytes),
             infos: Kept::with_weighter(KEPT_ITEMS, KEPT_BYTES, MemoryBytes),
+            stamps: verification::Remembered::default(),
+            assuring: Mutex::default(),
+            set_aside: Mutex::default(),
+            opened: SystemTime::now(),
+            validity: Validity::default(),
         };
         Ok(store)
     }
@@ -209,7 +232,10 @@ impl Store {
         Ok(undamaged(self.read_derivation(hash))?.flatten())
     }
 
-    fn read_derivation(&self, hash: &StaticHash) -> Result<Option<Derivation>, StoreError> {
+    pub(crate) fn read_derivation(
+        &self,
+        hash: &StaticHash,
+    ) -> Result<Option<Derivation>, StoreError> {
         let path = self.derivation_path(hash);
         let Some(bytes) = files::read_if_exists(&path)? else { return Ok(None) };
         match Derivation::from_canonical(&bytes) {
@@ -321,14 +347,15 @@ impl Store {
         self.root.join("realisations/static").join(hash.to_string())
     }
 
-    fn derivation_path(&self, hash: &StaticHash) -> PathBuf {
+    pub(crate) fn derivation_path(&self, hash: &StaticHash) -> PathBuf {
         self.root.join("derivations").join(hash.to_string())
     }
 
-    fn record<R: db::Record>(&self, path: &Path) -> Result<Option<R>, StoreError> {
+    pub(crate) fn record<R: db::Record>(&self, path: &Path) -> Result<Option<R>, StoreError> {
         files::read_if_exists(path)?
             .map(|bytes| {
-                db::decode(&bytes)
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                db::decode(&bytes, name)
                     .map_err(|reason| StoreError::Damaged { path: path.to_owned(), reason })
             })
             .transpose()

@@ -1,4 +1,5 @@
-//! Runs a program until it has made so many calls that sync or rename, and kills it before the next.
+//! Runs a program until it has made so many calls that sync, rename or remove, and kills it before
+//! the next.
 //!
 //! The kernel stops the program at each system call (`ptrace`), so nothing in it needs to know. Its
 //! threads are counted together; what it starts (sandboxes, launchers) is left alone, and ends when
@@ -15,8 +16,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-/// The calls that make something durable, or give it a name.
+/// The calls that make something durable, give it a name or take that away.
 const CALLS: &[libc::c_long] = &[
+    libc::SYS_unlinkat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_unlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rmdir,
     libc::SYS_fsync,
     libc::SYS_fdatasync,
     libc::SYS_syncfs,

@@ -22,11 +22,11 @@ const KINDS: &[(&str, &str)] = &[
     ("logs", ""),
 ];
 
-/// What becomes of a file.
-type Damage = (&'static str, fn(&Path));
+/// What becomes of a file; the other is another one of its kind.
+type Damage = (&'static str, fn(&Path, &Path));
 
 const DAMAGES: &[Damage] = &[
-    ("is flipped", |path| {
+    ("is flipped", |path, _| {
         rewrite(path, |bytes| {
             let middle = bytes.len() / 2;
             if let Some(byte) = bytes.get_mut(middle) {
@@ -34,12 +34,16 @@ const DAMAGES: &[Damage] = &[
             }
         });
     }),
-    ("is truncated", |path| rewrite(path, |bytes| bytes.truncate(bytes.len() / 2))),
-    ("is emptied", |path| rewrite(path, Vec::clear)),
-    ("is gone", |path| discard(path)),
-    ("is a directory", |path| {
+    ("is truncated", |path, _| rewrite(path, |bytes| bytes.truncate(bytes.len() / 2))),
+    ("is emptied", |path, _| rewrite(path, Vec::clear)),
+    ("is gone", |path, _| discard(path)),
+    ("is a directory", |path, _| {
         discard(path);
         fs::create_dir(path).unwrap();
+    }),
+    ("is another's", |path, other| {
+        discard(path);
+        run(std::process::Command::new("cp").arg("-a").arg(other).arg(path));
     }),
 ];
 
@@ -53,7 +57,7 @@ fn what_is_damaged_is_noticed_and_made_anew() {
     let work = ["realise", "t.x", "t.x.dep", "t.x.seed", "t.x.busybox"];
     let expected = ground.place.srp(&work).succeeded().stdout;
     ground.keep("full and named");
-    let mut rounds_left = 4 * rounds();
+    let mut rounds_left = 5 * rounds();
     let mut turn = seed() as usize;
     for (directory, ending) in KINDS {
         let files = files(&ground.kept("full"), directory, ending);
@@ -67,7 +71,13 @@ fn what_is_damaged_is_noticed_and_made_anew() {
             ground.begin("full");
             let store = ground.place.store();
             let file = &files[turn % files.len()];
-            damage(&store.join(file));
+            let alike = |path: &&PathBuf| *path != file && path.extension() == file.extension();
+            let other = files.iter().cycle().skip(turn).take(files.len()).find(alike);
+            if other.is_none() && *what == "is another's" {
+                eprintln!("there is no other {directory}/*{ending} that could be in its place");
+                continue;
+            }
+            damage(&store.join(file), &store.join(other.unwrap_or(file)));
             let when = format!("{} {what}", file.display());
             if *directory == "realisations/resolved" {
                 // It is asked for where there is no claim.

@@ -72,6 +72,56 @@ fn a_full_disk_costs_the_work_and_nothing_else() {
     assert!(0 < failed && failed < all, "{failed} of {all} failed: the test tests nothing");
 }
 
+/// Fills the disk to its last block or inode, and collects.
+const FILLED: &str = r#"
+set -eu
+kept=$1 store=$2 out=$3 options=$4; shift 4
+mount -t tmpfs -o "$options" none "$store"
+cp -a "$kept/." "$store"
+dd if=/dev/zero of="$store/.filling" bs=4k 2>/dev/null || true
+n=0; while [ $n -lt 5000 ] && touch "$store/.more-$n" 2>/dev/null; do n=$((n + 1)); done
+"$@"
+rm -f "$store"/.filling "$store"/.more-*
+cp -a "$store" "$out.store"
+"#;
+
+#[test]
+fn a_collection_makes_room_on_a_full_disk() {
+    let ground = Ground::new();
+    ground.place.realise("t.x");
+    ground.place.realise("t.x.busybox");
+    ground.place.srp(&["root", "remove", "t.x"]).succeeded();
+    ground.keep("garbage");
+    let kept = ground.kept("garbage");
+    crate::remove(&ground.place.store());
+    fs::create_dir(ground.place.store()).unwrap();
+    let used_kib: u64 = number(&["du", "-s", "--block-size=1k", kept.to_str().unwrap()]);
+    let used_inodes: u64 = number(&["du", "-s", "--inodes", kept.to_str().unwrap()]);
+    for options in [
+        format!("size={}k,nr_inodes=1000000", used_kib + 64),
+        format!("size=1g,nr_inodes={}", used_inodes + 2),
+    ] {
+        let out = ground.place.path("out").join(options.replace([',', '='], "-"));
+        fs::create_dir_all(out.parent().unwrap()).unwrap();
+        let mut command = Command::new("unshare");
+        command.args(if geteuid().is_root() {
+            &["--mount"][..]
+        } else {
+            &["--mount", "--map-root-user"]
+        });
+        command.args(["sh", "-c", FILLED, "sh"]);
+        command.arg(&kept).arg(ground.place.store()).arg(&out).arg(&options);
+        command.arg(crate::support::program()).args(["store", "gc", "--older-than", "0s"]);
+        Run::of(ground.place.surround(&mut command)).succeeded();
+        let store = out.with_extension("store");
+        let problems = crate::sound::problems(&store);
+        assert!(problems.is_empty(), "{options}: {problems:#?}");
+        let objects = crate::support::place::list(&store.join("info"));
+        assert_eq!(objects.len(), 1, "{options}: {objects:?}");
+        crate::remove(&store);
+    }
+}
+
 fn number(command: &[&str]) -> u64 {
     let run = Run::of(Command::new(command[0]).args(&command[1..])).succeeded();
     run.stdout.split_whitespace().next().unwrap().parse().unwrap()

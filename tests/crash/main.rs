@@ -11,6 +11,7 @@
 mod cut;
 mod damage;
 mod full;
+mod many;
 mod power;
 mod sound;
 #[path = "../support/mod.rs"]
@@ -175,6 +176,20 @@ fn a_substitution_that_is_cut_off_is_finished_by_the_next() {
     fs::write(&config, format!("{text}[[caches]]\nurl = '{url}'\ntrusted_unsigned = true\n"))
         .unwrap();
     ground.cut("empty", &["realise", "t.x", "--no-build"]);
+}
+
+#[test]
+fn a_collection_that_is_cut_off_is_finished_by_the_next() {
+    let ground = Ground::new();
+    ground.place.realise("t.x");
+    ground.place.realise("t.x.dep");
+    ground.place.srp(&["root", "remove", "t.x"]).succeeded();
+    ground.keep("garbage");
+    ground.cut("garbage", &["store", "gc", "--older-than", "0s", "--quiet"]);
+    let left = support::place::list(&ground.place.store().join("trash"));
+    assert!(left.is_empty(), "{left:?}");
+    let objects = support::place::list(&ground.place.store().join("info"));
+    assert_eq!(objects.len(), 1, "{objects:?}");
 }
 
 /// What is in a cache is signed, or named by its digest: reading all of it is `srp cache verify`.

@@ -159,8 +159,12 @@ impl Looking<'_> {
             let path = format!("{directory}/{name}");
             let bytes = fs::read(self.store.join(&path)).unwrap_or_default();
             let sound = bytes.len() >= 13
-                && bytes[..5] == [b's', b'r', b'p', kind, 1]
-                && bytes[5..13] == blake3::derive_key("srp record v1", &bytes[13..])[..8];
+                && bytes[..5] == [b's', b'r', b'p', kind, 2]
+                && bytes[5..13]
+                    == blake3::derive_key(
+                        "srp record v2",
+                        &[name.as_bytes(), &bytes[13..]].concat(),
+                    )[..8];
             self.check(sound, &path, "is damaged");
             if sound {
                 records.push((name, bytes[13..].to_vec()));

@@ -137,7 +137,8 @@ impl Builder<'_> {
             format!("{object} {}", told.join(" "))
         });
         if !options.again
-            && let Some(audit) = remembered::recall(&place, &claim, options, emulator.as_deref())
+            && let Some(audit) =
+                remembered::recall(&place, hash, &claim, options, emulator.as_deref())
         {
             return Ok(audit);
         }
@@ -170,6 +171,7 @@ impl Builder<'_> {
             resolved: claim.resolved,
             inputs: claim.inputs.clone(),
             runner,
+            is_audit: true,
         };
         let keep = options.keep.join(name);
         let auditor = Auditor::new(work, build, &claim, options, keep, other).map_err(&failed)?;
@@ -257,6 +259,10 @@ impl<'a> Auditor<'a> {
             emulator,
         };
         let roots = work.roots()?;
+        // What it is compared with, and what it is rebuilt from.
+        let compared = registered.values().map(|(_, listing)| listing.digest()).collect();
+        work.with_assurance(|assurance| store.assure_all(&compared, assurance))?;
+        work.assure(&roots)?;
         // What an earlier audit kept is no longer what this one says.
         srp_store::remove_tree(&keep)?;
         let (tried, rounds, seen) = (BTreeMap::new(), Vec::new(), Vec::new());

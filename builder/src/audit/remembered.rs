@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use srp_store::{Claim, ObjectId, OutputName, ResolvedHash, Route, Store};
+use srp_store::{Claim, ObjectId, OutputName, ResolvedHash, Route, StaticHash, Store};
 
 use super::auditor::AuditOptions;
 use super::dimension::Dimension;
@@ -44,13 +44,15 @@ struct Remembered {
 /// `emulator` is as in [`Remembered`].
 pub(super) fn recall(
     path: &Path,
+    hash: &StaticHash,
     claim: &Claim,
     options: &AuditOptions,
     emulator: Option<&str>,
 ) -> Option<Audit> {
-    let bytes = fs::read(path).ok()?;
+    let bytes = srp_store::read_plain(path).ok()?;
     let found: Remembered = serde_json::from_slice(&bytes).ok()?;
     let same = found.format == FORMAT
+        && found.audit.derivation == *hash
         && found.resolved == claim.resolved
         && found.outputs == claim.outputs
         // An emulator is in no hash.
@@ -67,8 +69,7 @@ pub(super) fn recall(
             kept.starts_with(&options.keep) && kept.exists()
         });
     same.then(|| {
-        let hash = found.audit.derivation;
-        let witness = found.route.map(|route| Witness::new(hash, claim.clone(), route));
+        let witness = found.route.map(|route| Witness::new(*hash, claim.clone(), route));
         Audit { remembered: true, claim: Some(claim.clone()), witness, ..found.audit }
     })
 }

@@ -4,9 +4,9 @@
 //! didn't build. They are there before the claim is; whoever publishes passes them on, so that a
 //! chain of caches doesn't pretend to be a chain of builders.
 
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use crate::cache::path::parse_signer;
 use crate::cache::sealed::Sealed;
 use crate::cache::statement::Statement;
 use crate::commit::Registration;
@@ -45,8 +45,12 @@ impl Store {
     pub fn evidence(&self, resolved: &ResolvedHash) -> Result<Vec<Sealed<Statement>>, StoreError> {
         let mut found = Vec::new();
         for path in self.evidence_paths(resolved)? {
-            match Sealed::from_bytes(&fs::read(&path).at("read", &path)?) {
-                Ok(sealed) => found.push(sealed),
+            match Sealed::from_bytes(&files::read(&path).at("read", &path)?) {
+                Ok(sealed) if is_about(&sealed, resolved, &path) => found.push(sealed),
+                Ok(_) => {
+                    let path = path.display();
+                    tracing::warn!(%path, "a statement is another's, and is left out");
+                }
                 Err(error) => {
                     tracing::warn!(%error, path = %path.display(), "a statement is left out");
                 }
@@ -84,5 +88,41 @@ impl Store {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether a statement lies where it belongs: by what it is about, and by who signed it.
+fn is_about(sealed: &Sealed<Statement>, resolved: &ResolvedHash, path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    sealed.unverified().resolved == *resolved && parse_signer(name) == Some(sealed.signer())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::statement::tests::{sample, secret};
+    use crate::store::Access;
+
+    #[test]
+    fn a_statement_in_the_place_of_anothers_says_nothing() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(&directory.path().join("store"), Access::Write).expect("opened");
+        let (key, other_key) = (secret("builder-1", 7), secret("builder-2", 8));
+        let sealed = Sealed::new(sample(5), Some(&key));
+        let (resolved, other) = (sample(5).resolved, ResolvedHash::from_bytes([9; 32]));
+        for (hash, signer, counts) in [
+            (resolved, key.public().id(), true),
+            (other, key.public().id(), false),
+            (resolved, other_key.public().id(), false),
+        ] {
+            let place = store.directory("statements").join(hash.to_string());
+            let file = place.join(signer.to_string());
+            store.write(&file, &sealed.to_bytes(), 0o644).expect("written");
+            let found = store.evidence(&hash).expect("read");
+            assert_eq!(found, if counts { vec![sealed.clone()] } else { Vec::new() });
+            // It was taken from somebody all the same.
+            assert!(store.is_taken(&hash).expect("asked"));
+            fs::remove_file(file).expect("removed");
+        }
     }
 }

@@ -12,7 +12,7 @@
 //! before it, its record and its pack, the pack's index before its blocks; then the statements. The
 //! same store exports the same bytes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -20,6 +20,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
 
+use crate::assurance::Assurance;
 use crate::cache::closure::ObjectRecord;
 use crate::cache::key::SecretKey;
 use crate::cache::packs::Packs;
@@ -197,16 +198,23 @@ impl Exporter<'_> {
         objects: &BTreeSet<ObjectId>,
         to: &mut dyn Write,
     ) -> Result<(), ExportError> {
-        let mut written = BTreeSet::new();
+        let mut claims = BTreeMap::new();
         for root in asked.iter().filter_map(|it| it.derivation) {
-            for (derivation, claim) in self.store.claims(&root)? {
-                let here = claim.outputs.values().all(|id| objects.contains(id));
-                if !here || !written.insert(derivation) {
-                    continue;
-                }
-                let stated = self.store.statements(&derivation, &claim, self.builder, self.key)?;
+            claims.extend(self.store.claims(&root)?);
+        }
+        let assurance = Assurance::within(self.store.validity().signing);
+        let assured = self.store.assure_to_sign(
+            self.key,
+            claims.values(),
+            objects.iter().copied(),
+            &assurance,
+        )?;
+        for (derivation, claim) in &claims {
+            if claim.outputs.values().all(|id| objects.contains(id)) {
+                let (store, builder) = (self.store, self.builder);
+                let stated = store.statements(derivation, claim, builder, self.key, &assured)?;
                 for sealed in stated {
-                    let path = CachePath::by_static(&derivation, sealed.signer());
+                    let path = CachePath::by_static(derivation, sealed.signer());
                     write_entry(to, &path, &sealed.to_bytes())?;
                 }
             }

@@ -9,6 +9,8 @@ use std::fs::{self, File};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
+use crate::assurance::Assurance;
+use crate::cache::assured::Assured;
 use crate::cache::closure::{Closure, ObjectRecord, Pointer};
 use crate::cache::export::Exported;
 use crate::cache::key::SecretKey;
@@ -267,7 +269,7 @@ impl Offering {
 
     fn statement(&self, hash: &StaticHash, by: Signer) -> Result<Option<Vec<u8>>, CacheError> {
         let Some(claim) = self.claim(hash)? else { return Ok(None) };
-        let statements = self.stated(hash, &claim)?;
+        let statements = self.stated(hash, &claim, &self.assured([&claim])?)?;
         Ok(statements.iter().find(|it| it.signer() == by).map(Sealed::to_bytes))
     }
 
@@ -286,8 +288,17 @@ impl Offering {
         &self,
         hash: &StaticHash,
         claim: &Claim,
+        assured: &Assured,
     ) -> Result<Vec<Sealed<Statement>>, StoreError> {
-        self.store.statements(hash, claim, &self.builder, self.key.as_ref())
+        self.store.statements(hash, claim, &self.builder, self.key.as_ref(), assured)
+    }
+
+    fn assured<'a>(
+        &self,
+        claims: impl IntoIterator<Item = &'a Claim>,
+    ) -> Result<Assured, StoreError> {
+        let assurance = Assurance::within(self.store.validity().signing);
+        self.store.assure_to_sign(self.key.as_ref(), claims, [], &assurance)
     }
 
     /// The closure manifest of a derivation, as if it had been published just now.
@@ -306,10 +317,12 @@ impl Offering {
             self.store.closure(&outputs, ReferenceKind::ALL)?.into_iter().collect();
         let objects =
             infos.values().map(|info| self.record(info)).collect::<Result<Vec<_>, _>>()?;
+        let claims = self.store.claims(hash)?;
+        let assured = self.assured(claims.values())?;
         let mut statements = Vec::new();
-        for (derivation, claim) in self.store.claims(hash)? {
+        for (derivation, claim) in &claims {
             if claim.outputs.values().all(|id| infos.contains_key(id)) {
-                statements.extend(self.stated(&derivation, &claim)?);
+                statements.extend(self.stated(derivation, claim, &assured)?);
             }
         }
         let closure = Closure {

@@ -6,12 +6,14 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Condvar, Mutex};
+
+use rustix::io::Errno;
 
 use crate::cache::closure::Location;
 use crate::cache::pack::{Block, Index, MAGIC, Segment, cut, distinct_files, order};
@@ -19,6 +21,7 @@ use crate::digest::Digest;
 use crate::error::{IoContext, StoreError};
 use crate::files;
 use crate::listing::Listing;
+use crate::verification::DamageKind;
 
 /// zstd's level: at 3, reading files and writing the pack cost about as much as compressing.
 const LEVEL: i32 = 3;
@@ -29,6 +32,7 @@ const SYNC_BYTES: u64 = 16 << 20;
 
 /// A file of the stream, as the writer needs it.
 struct Source {
+    tree: Digest,
     path: PathBuf,
     digest: Digest,
     size_bytes: u64,
@@ -48,7 +52,8 @@ pub(crate) fn write_pack(
         .map(|number| {
             let (digest, size_bytes, path) = &distinct[*number as usize];
             let path = tree.join(OsStr::from_bytes(path));
-            Source { path, digest: *digest, size_bytes: *size_bytes }
+            let (tree, digest, size_bytes) = (listing.digest(), *digest, *size_bytes);
+            Source { tree, path, digest, size_bytes }
         })
         .collect();
     drop(distinct);
@@ -119,6 +124,25 @@ fn segments(sources: &[Source]) -> Vec<Vec<Segment>> {
         .collect()
 }
 
+impl Source {
+    fn unsound(&self, kind: DamageKind) -> StoreError {
+        let (tree, path) = (Some(self.tree), self.path.clone());
+        StoreError::Unsound { tree, path, kind: Box::new(kind) }
+    }
+
+    /// What it means that the file can't be read.
+    fn failed(&self, error: std::io::Error) -> StoreError {
+        if error.kind() == ErrorKind::UnexpectedEof {
+            let found = std::fs::metadata(&self.path).map_or(0, |it| it.len());
+            return self.unsound(DamageKind::Size { expected: self.size_bytes, found });
+        }
+        match Errno::from_io_error(&error).and_then(DamageKind::of) {
+            Some(kind) => self.unsound(kind),
+            None => StoreError::Io { action: "read", path: self.path.clone(), source: error },
+        }
+    }
+}
+
 struct Packed {
     bytes: Vec<u8>,
     plain_bytes: u64,
@@ -131,21 +155,21 @@ fn compress(sources: &[Source], segments: &[Segment]) -> Result<Packed, StoreErr
     let mut plain = Vec::with_capacity(length as usize);
     for segment in segments {
         let source = &sources[segment.file];
-        let mut file = files::open_plain(&source.path).at("open", &source.path)?;
+        let mut file = files::open_plain(&source.path).map_err(|error| source.failed(error))?;
         let begin = plain.len();
         plain.resize(begin + segment.length as usize, 0);
-        file.read_exact_at(&mut plain[begin..], segment.offset).at("read", &source.path)?;
+        file.read_exact_at(&mut plain[begin..], segment.offset)
+            .map_err(|error| source.failed(error))?;
         // Who has a file's beginning answers for all of it.
         let found = if segment.length == source.size_bytes {
             Digest::of_file(&plain[begin..])
         } else if segment.offset == 0 {
-            hash(&mut file).at("read", &source.path)?
+            hash(&mut file).map_err(|error| source.failed(error))?
         } else {
             continue;
         };
         if found != source.digest {
-            let (path, expected) = (source.path.clone(), source.digest);
-            return Err(StoreError::Corrupt { path, expected, found });
+            return Err(source.unsound(DamageKind::Bytes { expected: source.digest, found }));
         }
     }
     let path = &sources[segments.first().map_or(0, |segment| segment.file)].path;

@@ -88,7 +88,7 @@ impl Packs {
         for entry in fs::read_dir(&records).at("list", &records)? {
             let path = entry.at("list", &records)?.path();
             // One that is damaged, or being written, is as good as none.
-            let bytes = fs::read(&path).unwrap_or_default();
+            let bytes = files::read(&path).unwrap_or_default();
             if let Ok(sealed) = Sealed::<ObjectRecord>::from_bytes(&bytes) {
                 let record = sealed.unverified();
                 state.know(record.object.tree, record.location);
@@ -177,7 +177,8 @@ impl Packs {
         let listing = store.listing(tree)?;
         let packs = self.directory.join("packs");
         let staged = Staged::new_in(&packs, 0o644).at("create a file in", &packs)?;
-        let location = write_pack(&store.tree_path(tree), &listing, staged.path())?;
+        let location = write_pack(&store.tree_path(tree), &listing, staged.path())
+            .inspect_err(|error| store.distrust_by(error))?;
         let path = self.path(&CachePath::pack(&location.pack));
         staged.place(&path).at("rename to", &path)?;
         self.make_room(&path)?;

@@ -9,6 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
+use crate::assurance::Assurance;
+use crate::cache::assured::Assured;
 use crate::cache::closure::{Closure, Pointer};
 use crate::cache::key::{PublicKey, SecretKey};
 use crate::cache::sealed::Sealed;
@@ -39,6 +41,8 @@ pub struct Publisher<'a> {
     pub deltas: bool,
     /// How many objects to work on at a time.
     pub connections: usize,
+    /// How lately what is published, and what it was made from, must have been verified.
+    pub assurance: Assurance<'a>,
 }
 
 /// How much is published with a root.
@@ -81,7 +85,9 @@ impl<'a> Publisher<'a> {
     ) -> Publisher<'a> {
         let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let (builder, time_seconds) = (builder.to_owned(), time.as_secs());
-        Publisher { store, cache, key, builder, time_seconds, deltas: true, connections: 4 }
+        let (deltas, connections) = (true, 4);
+        let assurance = Assurance::within(store.validity().signing);
+        Publisher { store, cache, key, builder, time_seconds, deltas, connections, assurance }
     }
 
     /// Publishes what a derivation came out as here, under a root's name.
@@ -101,7 +107,13 @@ impl<'a> Publisher<'a> {
         };
         let infos: BTreeMap<ObjectId, Info> =
             self.store.closure(&named, ReferenceKind::ALL)?.into_iter().collect();
-        let statements = self.statements(&claims, &infos)?;
+        let assured = self.store.assure_to_sign(
+            self.key,
+            claims.values(),
+            infos.keys().copied(),
+            &self.assurance,
+        )?;
+        let statements = self.statements(&claims, &infos, &assured)?;
         let public = self.key.map(SecretKey::public);
         let signer = public.as_ref().map(PublicKey::id);
         let ours = statements.iter().filter(|it| it.signer() == signer);
@@ -168,11 +180,13 @@ impl<'a> Publisher<'a> {
         &self,
         claims: &BTreeMap<StaticHash, Claim>,
         infos: &BTreeMap<ObjectId, Info>,
+        assured: &Assured,
     ) -> Result<Vec<Sealed<Statement>>, CacheError> {
         let mut statements = Vec::new();
         for (derivation, claim) in claims {
             if claim.outputs.values().all(|id| infos.contains_key(id)) {
-                let stated = self.store.statements(derivation, claim, &self.builder, self.key)?;
+                let (store, builder) = (self.store, &self.builder);
+                let stated = store.statements(derivation, claim, builder, self.key, assured)?;
                 statements.extend(stated);
             }
         }

@@ -7,6 +7,7 @@
 //! one that says "substituted", by whoever has the key that signed it: what lies in the store
 //! alone makes nobody a witness.
 
+use crate::assurance::Assurance;
 use crate::cache::key::{PublicKey, SecretKey};
 use crate::cache::sealed::Sealed;
 use crate::cache::statement::{Provenance, StatedOutput, Statement};
@@ -21,7 +22,8 @@ const DIRECTORY: &str = "rebuilt";
 
 impl Store {
     /// Keeps, signed, that a derivation was rebuilt here from the inputs that its claim names, by
-    /// `route`, and came out as the claim says. That this is so is up to the caller.
+    /// `route`, and came out as the claim says. That this is so is up to the caller; that what it
+    /// was and what it was made from is not damaged is verified here.
     pub fn keep_rebuilt(
         &self,
         derivation: &StaticHash,
@@ -30,6 +32,8 @@ impl Store {
         key: &SecretKey,
     ) -> Result<(), StoreError> {
         self.check_writable()?;
+        let assurance = Assurance::within(self.validity().signing);
+        self.assure_to_sign(Some(key), [claim], [], &assurance)?;
         let mut outputs = std::collections::BTreeMap::new();
         for (name, id) in &claim.outputs {
             outputs.insert(name.clone(), StatedOutput::of(&self.info(id)?.object));
@@ -69,6 +73,10 @@ impl Store {
             }
         };
         let said = sealed.unverified();
+        if said.resolved != claim.resolved {
+            tracing::warn!(path = %path.display(), "a statement is another's, and is left out");
+            return Ok(None);
+        }
         let about_this = said.derivation == *derivation
             && said.provenance == Provenance::Built
             && said.claim() == *claim;

@@ -101,7 +101,8 @@ impl<'a> Sending<'a> {
         };
         let directory = staging.or(scratch.as_ref().map(|it| it.path())).expect("one of the two");
         let file = Staged::new_in(directory, 0o644).at("create a file in", directory)?;
-        let location = write_pack(&store.tree_path(tree), &listing, file.path())?;
+        let location = write_pack(&store.tree_path(tree), &listing, file.path())
+            .inspect_err(|error| store.distrust_by(error))?;
         let path = CachePath::pack(&location.pack);
         if !self.rely_on(&path, Some(location.pack_bytes))? {
             let content = match staging {

@@ -82,9 +82,15 @@ impl Store {
     ) -> Result<Option<Sighting>, StoreError> {
         let path = self.sighting_path(url, signer, root);
         let Some(bytes) = files::read_if_exists(&path)? else { return Ok(None) };
-        let sealed = Sealed::<Pointer>::from_bytes(&bytes)
-            .map_err(|error| StoreError::Damaged { path, reason: error.to_string() })?;
-        Ok(Some(Sighting { pointer: sealed.unverified().clone() }))
+        let sealed = Sealed::<Pointer>::from_bytes(&bytes).map_err(|error| {
+            StoreError::Damaged { path: path.clone(), reason: error.to_string() }
+        })?;
+        let pointer = sealed.unverified().clone();
+        if pointer.root != *root {
+            let reason = format!("it is of the root {}", pointer.root);
+            return Err(StoreError::Damaged { path, reason });
+        }
+        Ok(Some(Sighting { pointer }))
     }
 
     fn sighting_path(&self, url: &str, signer: Signer, root: &RootName) -> std::path::PathBuf {

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cache::CacheError;
+use crate::cache::assured::Assured;
 use crate::cache::key::SecretKey;
 use crate::cache::sealed::Sealed;
 use crate::cache::statement::{Provenance, StatedOutput, Statement};
@@ -56,6 +57,7 @@ impl Store {
         claim: &Claim,
         builder: &str,
         key: Option<&SecretKey>,
+        _: &Assured,
     ) -> Result<Vec<Sealed<Statement>>, StoreError> {
         let mut outputs = BTreeMap::new();
         for (name, id) in &claim.outputs {

@@ -218,7 +218,7 @@ fn a_tree_has_one_pack_and_a_damaged_store_publishes_nothing() {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("changed");
         fs::write(&path, bad).expect("written");
         let error = write("three").expect_err("damaged").to_string();
-        assert!(error.contains(name) && error.contains("is not what its digest"), "{error}");
+        assert!(error.contains(name) && error.contains("is damaged: other bytes"), "{error}");
         fs::remove_file(machine.directory.path().join("three")).expect("removed");
         fs::write(&path, good).expect("written");
     }
