@@ -1,6 +1,7 @@
 //! `srp cache`: publishing to binary caches, and looking after them.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -141,7 +142,14 @@ fn push(context: &Context, arguments: &Push) -> CommandResult {
     let key = signing_key(context, arguments)?;
     let cache = Cache::create(remote(&arguments.to)?)?;
     let builder = signing::builder(key.as_ref());
-    let publisher = Publisher::new(&store, &cache, key.as_ref(), builder);
+    let verifying = AtomicBool::new(context.options.quiet);
+    let progress = |_, _| {
+        if !verifying.swap(true, Ordering::Relaxed) {
+            terminal::say("verifying what is published, and what it was made from");
+        }
+    };
+    let mut publisher = Publisher::new(&store, &cache, key.as_ref(), builder);
+    publisher.assurance.progress = &progress;
     let scope = if arguments.inputs { Scope::Inputs } else { Scope::Closure };
     let mut answers: Vec<Value> = Vec::new();
     for text in &arguments.targets {

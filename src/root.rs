@@ -52,7 +52,9 @@ pub(crate) fn run(context: &Context, command: &Command) -> CommandResult {
                         .hint("srp root list shows all"));
                 }
                 if !context.options.quiet {
-                    terminal::say(&format!("{name} is no root any more; its objects stay"));
+                    terminal::say(&format!(
+                        "{name} is no root any more; its objects stay until they are collected"
+                    ));
                 }
             }
             Ok(())

@@ -1,5 +1,7 @@
 //! Realising: from a request to the objects that it asks for, by plans that the scheduler works off.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use srp_store::{Action, Derivation, Store};
 
 use crate::cancel::CancelToken;
@@ -76,7 +78,20 @@ impl Builder<'_> {
                 });
             }
             let run = Run::new(self, request, &plan, observer, cancel);
+            let is_over = AtomicBool::new(false);
             let chosen = std::thread::scope(|scope| {
+                if plan.graph.node_count() > 0 {
+                    // What a killed collection left may be much: no build waits for it.
+                    let sweep = || {
+                        let is_cancelled =
+                            || is_over.load(Ordering::Relaxed) || cancel.is_cancelled();
+                        if let Err(error) = self.store.sweep_trash(&is_cancelled) {
+                            tracing::debug!(%error, "trash stays");
+                        }
+                    };
+                    // Without a thread of its own it is left for the next one.
+                    drop(std::thread::Builder::new().spawn_scoped(scope, sweep));
+                }
                 if builds > 0 {
                     // Without a thread of its own the first build does it.
                     let prepare = || self.launcher.prepare();
@@ -92,7 +107,9 @@ impl Builder<'_> {
                         substituters.compare_with_memory(self.store, &request.roots);
                     }
                 }
-                run.run()
+                let done = run.run();
+                is_over.store(true, Ordering::Relaxed);
+                done
             })?;
             // What could not be had as promised is planned anew, and then no longer from caches.
             if let Some(chosen) = chosen {

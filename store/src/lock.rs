@@ -133,7 +133,6 @@ impl Store {
     pub fn sweep(&self) -> Result<(), StoreError> {
         self.check_writable()?;
         self.sweep_sessions()?;
-        self.sweep_trash(&|| false)?;
         // The evaluator doesn't know the store's sessions, and `meta` is older than any.
         for directory in [self.directory("eval"), self.root().to_owned()] {
             staged::sweep(&directory).at("list", &directory)?;

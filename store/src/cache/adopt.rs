@@ -99,6 +99,8 @@ fn is_about(sealed: &Sealed<Statement>, resolved: &ResolvedHash, path: &Path) ->
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::cache::statement::tests::{sample, secret};
     use crate::store::Access;
@@ -122,7 +124,7 @@ mod tests {
             assert_eq!(found, if counts { vec![sealed.clone()] } else { Vec::new() });
             // It was taken from somebody all the same.
             assert!(store.is_taken(&hash).expect("asked"));
-            fs::remove_file(file).expect("removed");
+            std::fs::remove_file(file).expect("removed");
         }
     }
 }

@@ -106,7 +106,7 @@ fn object(name: &str, text: &str, references: &[ObjectId]) -> Object {
 
 fn tree(scratch: &Path, text: &str) -> Arc<crate::Listing> {
     let tree = scratch.join("tree");
-    fs::create_dir(&tree).expect("created");
+    fs::create_dir_all(&tree).expect("created");
     fs::create_dir(tree.join("below")).expect("created");
     fs::write(tree.join("below/file"), text).expect("written");
     Arc::new(
@@ -429,6 +429,22 @@ fn a_second_collection_is_refused_while_one_runs() {
     // The gate is taken without waiting, so this asks first where the collection has begun.
     assert!(store.collect_garbage(&ALL, &control).expect("collected").is_some());
     assert!(asked.into_inner());
+}
+
+#[test]
+fn the_trash_of_a_killed_collection_is_deleted_and_that_of_a_living_one_is_not() {
+    let place = Place::new();
+    let store = place.open();
+    let living = store.session().expect("one").name().to_owned();
+    let trash = store.directory("trash");
+    for name in [std::ffi::OsStr::new("killed-0"), &living] {
+        tree(&trash.join(name).join("0"), "text");
+    }
+    place.open().sweep_trash(&|| true).expect("ended early");
+    assert!(trash.join("killed-0").exists());
+    place.open().sweep_trash(&|| false).expect("swept");
+    assert!(!trash.join("killed-0").exists());
+    assert!(trash.join(&living).join("0/tree/below/file").exists());
 }
 
 /// What a process may do between two steps of a collection.

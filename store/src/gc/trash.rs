@@ -1,6 +1,7 @@
 //! Where trees go before they are deleted: `trash/<random>-<n>/`, named as the directory in `tmp/`
 //! whose lock says that the collection lives. What a killed one leaves is deleted by the next one,
-//! and by [`Store::sweep`].
+//! and
+//! by [`Store::sweep_trash`].
 
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
@@ -83,11 +84,16 @@ impl Trash {
 }
 
 impl Store {
-    /// Deletes the trash of collections that were killed.
-    pub(crate) fn sweep_trash(
-        &self,
-        is_cancelled: &(dyn Fn() -> bool + Sync),
-    ) -> Result<(), StoreError> {
+    /// Deletes the trash of collections that were killed. Ends early, without an error, if it is to.
+    pub fn sweep_trash(&self, is_cancelled: &(dyn Fn() -> bool + Sync)) -> Result<(), StoreError> {
+        match self.delete_trash(is_cancelled) {
+            Err(StoreError::Cancelled) => Ok(()),
+            done => done,
+        }
+    }
+
+    fn delete_trash(&self, is_cancelled: &(dyn Fn() -> bool + Sync)) -> Result<(), StoreError> {
+        self.check_writable()?;
         for directory in files::entries(&self.directory("trash"))? {
             let name = directory.file_name().unwrap_or_default();
             if lock::is_alive(&self.directory("tmp").join(name))? {
