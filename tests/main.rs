@@ -32,6 +32,7 @@ mod cases {
     mod patches;
     mod provenance;
     mod realise;
+    mod recipes;
     mod refusals;
     #[cfg(feature = "s3")]
     mod s3;

@@ -1,9 +1,8 @@
 //! Patches, by every build style of the project's own definitions, in the seed's shell.
 
 use std::fs;
-use std::path::Path;
 
-use crate::support::{Place, Run, seed};
+use crate::support::{Run, project};
 
 /// Definitions with the project's build styles, over the seed's shell, and programs that play CMake and Ninja.
 const MAIN: &str = r##"
@@ -81,34 +80,16 @@ const FIRST: &str =
 const SECOND: &str =
     "--- a/greeting\n+++ b/greeting\n@@ -1,2 +1,3 @@\n good morning\n-world\n+everybody\n+\n";
 
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&entry.path(), &to),
-            false => drop(fs::copy(entry.path(), to).unwrap()),
-        }
-    }
-}
-
 #[test]
 fn every_build_style_applies_patches_in_order() {
-    let place = Place::new("return {}");
-    let definitions = place.path("derivations");
-    copy(&seed::repository().join("derivations"), &definitions);
     let server = crate::support::server::Server::of(SECOND.as_bytes().to_vec());
     let main = MAIN
         .replace("@NAME@", "second.patch")
         .replace("@SHA256@", server.sha256())
         .replace("@URL@", &server.url());
-    place.write("derivations/main.star", &main);
+    let place = project::place(&main, &["base"]);
     place.write("derivations/patches/first.patch", FIRST);
     place.write("derivations/patches/first-again.patch", FIRST);
-    for name in seed::packages_of_set(std::env::consts::ARCH, "base") {
-        seed::sources(&seed::package(std::env::consts::ARCH, &name));
-    }
     for style in ["make", "autotools", "in-tree", "gnu", "cmake"] {
         let tree = place.realise(&format!("t.x.{style}"));
         let greeting = fs::read_to_string(tree.join("usr/share/greeting")).unwrap();

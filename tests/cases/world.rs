@@ -1,6 +1,6 @@
 //! What a build finds around it: names, times, terminals, variables.
 
-use crate::support::Place;
+use crate::support::{Place, project};
 
 #[test]
 fn its_own_name_and_localhost_resolve() {
@@ -89,4 +89,38 @@ fn standard_streams_can_be_opened_anew() {
         """)}"#,
     );
     place.realise("t.x");
+}
+
+#[test]
+fn a_make_that_is_not_gnus_sees_no_job_server() {
+    // Debian's bmake reads MAKEFLAGS as its own options, and stops at `--jobserver-auth`.
+    let main = r#"
+load("//lib/shell.star", "shell")
+load("//stages/seed.star", "seed_sets")
+load("//targets.star", "machines")
+
+targets = {"x": "x"}
+
+def _components(target, build):
+    triple = machines[build].triple
+    def made(name, flags):
+        return derivation(
+            name = name, version = "1", build = triple, host = triple, tools = [seed_sets(build).bmake], env = flags,
+            **shell("""
+                printf 'all:\\n\\t@env > variables\\n\\t@echo made > made\\n' > Makefile
+                bmake
+                bmake -j 2
+                if grep -E '^(MAKEFLAGS|MFLAGS|\\.MAKEFLAGS)=.*jobserver' variables; then exit 1; fi
+                mkdir -p $out/usr
+                cp made $out/usr/
+            """)
+        )
+    return {"": made("bmake", {}), "old": made("old", {"MAKEFLAGS": "-j2 --jobserver-auth=fifo:/srp/jobserver"})}
+
+stages = {"t": _components}
+"#;
+    let place = project::place(main, &["base", "bmake"]);
+    assert_eq!(std::fs::read_to_string(place.realise("t.x").join("usr/made")).unwrap(), "made\n");
+    // That this make would mind: as it was when MAKEFLAGS was set.
+    place.srp(&["realise", "t.x.old"]).exited(3);
 }

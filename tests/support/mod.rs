@@ -13,6 +13,7 @@ pub(crate) mod moto;
 pub(crate) mod nginx;
 pub(crate) mod place;
 pub(crate) mod processes;
+pub(crate) mod project;
 pub(crate) mod python;
 pub(crate) mod seed;
 pub(crate) mod server;
