@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, ValueHint};
+use srp_builder::CancelToken;
 use srp_store::ingest::{self, Rules};
 use srp_store::{Name, Object, Registration, Scratch, Store};
 
 use crate::building::absolute;
 use crate::context::Context;
 use crate::error::{CommandError, CommandResult, ExitCode};
-use crate::terminal;
+use crate::{interrupt, terminal};
 
 /// Add files or directories to the store
 ///
@@ -32,6 +33,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     if arguments.name.is_some() && arguments.paths.len() > 1 {
         return Err(CommandError::usage("--name names one object: give one path with it"));
     }
+    let cancel = interrupt::token()?;
     let store = context.store()?;
     store.sweep()?;
     let mut registration = Registration::default();
@@ -39,7 +41,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     let mut scratches = Vec::new();
     let mut paths = String::new();
     for path in &arguments.paths {
-        let object = add(&store, path, arguments, &mut registration, &mut scratches)?;
+        let object = add(&store, path, arguments, &cancel, &mut registration, &mut scratches)?;
         paths += &format!("{}\n", store.object_path(&object.path_name()).display());
     }
     store.commit(registration)?;
@@ -50,6 +52,7 @@ fn add(
     store: &Store,
     path: &Path,
     arguments: &Arguments,
+    cancel: &CancelToken,
     registration: &mut Registration,
     scratches: &mut Vec<Scratch>,
 ) -> CommandResult<Object> {
@@ -65,7 +68,8 @@ fn add(
     };
     let scratch = store.scratch()?;
     let tree = scratch.path().join("tree");
-    let listing = Arc::new(ingest::copy(&path, &tree, Rules::default())?);
+    let rules = Rules { cancel: Some(cancel.flag()), ..Rules::default() };
+    let listing = Arc::new(ingest::copy(&path, &tree, rules)?);
     let object =
         Object { name, tree: listing.digest(), references: [].into(), permissions: [].into() };
     registration.object(store, &object, listing, tree);

@@ -32,7 +32,7 @@ pub(crate) fn run(
     let upstreams = upstreams.collect::<CommandResult<Vec<Upstream>>>()?;
     let policy = Keyring::of(context)?.policy(context)?;
     let nobody = policy.trusted.is_empty() && upstreams.iter().all(|it| !it.trusted_outright);
-    let cancel = interrupt::install()?;
+    let cancel = interrupt::token()?;
     let urls: Vec<String> = upstreams.iter().map(|it| it.remote.url().to_owned()).collect();
     let hearing = Hearing::new(store, upstreams, policy, &cancel);
     let comparisons = hearing.compare(&graph.derivations, wanted)?;

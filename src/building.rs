@@ -69,7 +69,7 @@ pub(crate) struct Workshop {
 impl Workshop {
     /// The workshop that options and configuration ask for. Answers signals from here on.
     pub(crate) fn open(context: &Context, effort: &Effort) -> CommandResult<Workshop> {
-        let cancel = interrupt::install()?;
+        let cancel = interrupt::token()?;
         let all = std::thread::available_parallelism().map_or(1, usize::from);
         let chosen = |option: Option<std::num::NonZeroUsize>, configured: Option<usize>| {
             option.map(usize::from).or(configured)

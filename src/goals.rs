@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use srp_builder::sandbox::BinfmtHandler;
-use srp_builder::{CancelToken, Request, RunnerSpec};
+use srp_builder::{Request, RunnerSpec};
 use srp_eval::{Cache, CachedGoal, Definitions, Evaluation, Runner};
 use srp_store::{Derivation, InputKey, StaticHash, Store};
 
@@ -112,9 +112,12 @@ fn evaluate(
     definitions: &Definitions,
     attrs: &[String],
 ) -> CommandResult<Evaluation> {
-    let cancel = interrupt::token().map(CancelToken::descriptor);
-    let evaluation =
-        context.evaluator().evaluate(definitions, context.build_arch(), attrs, cancel)?;
+    let evaluation = context.evaluator().evaluate(
+        definitions,
+        context.build_arch(),
+        attrs,
+        interrupt::descriptor(),
+    )?;
     check_runners(evaluation.runners.keys())?;
     if let Some(store) = store
         && let Err(error) = cache(store).store(context.build_arch(), &evaluation)

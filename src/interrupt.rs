@@ -1,11 +1,16 @@
 //! Signals: the first one cancels, the second one ends srp at once.
 //!
+//! A command that has something to end in order asks for the [`token`] and ends when it is cancelled. Until it asks, the
+//! first signal ends srp, with the same exit code: what a process leaves is removed by the next one, as
+//! after a crash.
+//!
 //! Signals are blocked in all threads and waited for by one of its own, so that no code ever runs
 //! in a signal handler. Sandboxes and their launcher have a mask of their own; they end with srp,
 //! whatever happens to it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, Signal};
@@ -16,17 +21,15 @@ use srp_builder::sandbox::{is_ignored, restore_terminal};
 use crate::error::{CommandError, CommandResult, ExitCode};
 
 static TOKEN: OnceLock<CancelToken> = OnceLock::new();
+/// Whether the command ends by itself when the token is cancelled.
+static ENDS_IN_ORDER: AtomicBool = AtomicBool::new(false);
 /// Where signals go that are a shell's to answer.
 static FORWARDED: OnceLock<OwnedFd> = OnceLock::new();
 
 /// Answers signals from here on, for the rest of the process's life.
 ///
-/// To be called before threads are started: they inherit what is blocked. Further calls return the
-/// same token.
-pub(crate) fn install() -> CommandResult<CancelToken> {
-    if let Some(token) = TOKEN.get() {
-        return Ok(token.clone());
-    }
+/// To be called before threads are started: they inherit what is blocked.
+fn install() -> CommandResult<CancelToken> {
     // What the caller had ignored stays so: that is what nohup and a shell's `&` do.
     let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
     let about_terminals = [Signal::SIGWINCH, Signal::SIGCONT];
@@ -48,9 +51,25 @@ pub(crate) fn install() -> CommandResult<CancelToken> {
     Ok(token)
 }
 
-/// The token that signals cancel, once they are answered. Until then they end srp.
-pub(crate) fn token() -> Option<&'static CancelToken> {
-    TOKEN.get()
+/// Answers signals from here on: until [`token`] is asked for, the first one ends srp.
+///
+/// To be called before threads are started.
+pub(crate) fn answer_signals() -> CommandResult {
+    if TOKEN.get().is_none() {
+        install()?;
+    }
+    Ok(())
+}
+
+/// Readable once a signal has come: for what ends early then, whoever else does.
+pub(crate) fn descriptor() -> Option<BorrowedFd<'static>> {
+    TOKEN.get().map(CancelToken::descriptor)
+}
+
+/// The token that signals cancel. Who asks for it ends the command once it is cancelled.
+pub(crate) fn token() -> CommandResult<CancelToken> {
+    ENDS_IN_ORDER.store(true, Ordering::SeqCst);
+    TOKEN.get().map_or_else(install, |token| Ok(token.clone()))
 }
 
 /// From here on a shell's program answers SIGINT and SIGQUIT, and what is about terminals: their
@@ -76,7 +95,11 @@ fn answer(signals: &SigSet, cancel: &CancelToken) {
         if matches!(signal, Signal::SIGWINCH | Signal::SIGCONT) {
             continue;
         }
-        if cancel.is_cancelled() {
+        let ends_in_order = ENDS_IN_ORDER.load(Ordering::SeqCst);
+        if cancel.is_cancelled() || !ends_in_order {
+            if !ends_in_order {
+                crate::terminal::say("interrupted");
+            }
             restore_terminal();
             std::process::exit(ExitCode::Interrupted as i32);
         }

@@ -5,8 +5,8 @@ use serde_json::json;
 
 use crate::context::Context;
 use crate::error::CommandResult;
-use crate::terminal;
 use crate::visible::visible;
+use crate::{interrupt, terminal};
 
 /// List the attributes that the definitions have
 #[derive(Debug, Args)]
@@ -23,7 +23,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     let definitions = context.definitions()?;
     let (arch, within) = (context.build_arch(), arguments.within.as_deref());
-    let listed = context.evaluator().list(&definitions, arch, within, None)?;
+    let listed = context.evaluator().list(&definitions, arch, within, interrupt::descriptor())?;
     if arguments.json {
         let all = listed.iter().map(|it| {
             json!({

@@ -1,6 +1,5 @@
 //! `srp log`: what a build printed.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 
 use clap::Args;
@@ -47,7 +46,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     let failed = |error| {
         CommandError::chain(ExitCode::User, error).hint(format!("the log is {}", log.display()))
     };
-    let mut log = BufReader::with_capacity(1 << 16, File::open(&log).map_err(failed)?);
+    let mut log = BufReader::with_capacity(1 << 16, srp_store::open_plain(&log).map_err(failed)?);
     let mut lines = Vec::new();
     // Whole lines at a time, unless one is longer than a builder has any reason for.
     while (&mut log).take(MOST_BYTES).read_until(b'\n', &mut lines).map_err(failed)? > 0 {

@@ -91,6 +91,7 @@ fn main() -> std::process::ExitCode {
 }
 
 fn run(options: options::GlobalOptions, command: &Command) -> CommandResult<u8> {
+    interrupt::answer_signals()?;
     let context = &Context::new(options)?;
     let done = |()| ExitCode::Success as u8;
     match command {

@@ -20,7 +20,7 @@ pub(crate) struct Meter {
 impl Meter {
     /// Answers signals from here on; to be made before threads are.
     pub(crate) fn new(context: &Context, what: &'static str) -> CommandResult<Meter> {
-        let cancel = interrupt::install()?;
+        let cancel = interrupt::token()?;
         let shown = !context.options.quiet && console::Term::stderr().is_term();
         let target =
             if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };

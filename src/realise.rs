@@ -144,7 +144,7 @@ fn write_rootfs(
     let directory = building::absolute(directory)?;
     let object = store.info(&object.id)?.object;
     let composition = store.compose_object(&object, ReferenceKind::RUN)?;
-    let cancel = interrupt::install()?;
+    let cancel = interrupt::token()?;
     let written =
         composition.materialise(&directory, !context.config.unsynced, Some(cancel.flag()));
     let written = match written.inspect_err(|error| store.distrust_by(error)) {

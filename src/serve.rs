@@ -61,7 +61,7 @@ Examples:
   srp serve --token-file ~/.srp-token --tls-cert cert.pem --tls-key key.pem stage1.x86_64-musl";
 
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
-    let cancel = interrupt::install()?;
+    let cancel = interrupt::token()?;
     let key = arguments.signing.key(context)?;
     let settings = settings(arguments)?;
     let (has_token, scheme) =

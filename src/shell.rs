@@ -71,7 +71,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult<u8>
         binds: binds(&arguments.bind)?,
         runners,
     };
-    let cancel = interrupt::install()?;
+    let cancel = interrupt::token()?;
     let assurance =
         Assurance { cancel: Some(cancel.flag()), ..Assurance::within(store.validity().building) };
     let plan = shell.plan(&request, &machine, &assurance).map_err(failed)?;

@@ -57,7 +57,7 @@ pub(crate) fn run(context: &Context, command: &Command) -> CommandResult {
         })
         .filter(|source| known.insert(source.fetch.sha256))
         .collect();
-    let cancel = interrupt::install()?;
+    let cancel = interrupt::token()?;
     let mut config: FetcherConfig = fetcher_config(context);
     config.directories.extend(store.as_ref().map(|store| store.directory("sources")));
     let mirror = Mirror {

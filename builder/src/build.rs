@@ -7,6 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::libc;
+use nix::sys::signal::Signal;
 use srp_store::compose::Composition;
 use srp_store::ingest::{self, Rules};
 use srp_store::{
@@ -520,6 +522,31 @@ pub(crate) fn rename_host(plan: &mut SandboxPlan, hostname: &str) -> String {
     std::mem::replace(&mut plan.hostname, hostname.to_owned())
 }
 
+/// The signals that kill what is wrong, and that nobody sends to say something.
+const DEADLY: &[i32] = &[
+    libc::SIGABRT,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGILL,
+    libc::SIGKILL,
+    libc::SIGSEGV,
+    libc::SIGSYS,
+    libc::SIGXFSZ,
+];
+
+/// What a signal means, in brackets, where builders have met it.
+fn explained(signal: i32) -> String {
+    let Ok(name) = Signal::try_from(signal) else { return String::new() };
+    let because = match name {
+        Signal::SIGXFSZ => {
+            format!(": a file grew beyond the {} GiB that a build may write", FILE_BYTES >> 30)
+        }
+        Signal::SIGSYS => ": a system call that a build may not make".to_owned(),
+        _ => String::new(),
+    };
+    format!(" ({name}{because})")
+}
+
 /// `killed` is how many processes the kernel killed for lack of memory while the build ran.
 fn check_outcome(outcome: &Outcome, limits: &Limits, killed: u64) -> Result<(), FailureCause> {
     let peak_memory_bytes = outcome.peak_memory_bytes;
@@ -530,8 +557,15 @@ fn check_outcome(outcome: &Outcome, limits: &Limits, killed: u64) -> Result<(), 
     };
     match &outcome.status {
         Status::Exited(0) => Ok(()),
-        Status::Exited(status) => failed(format!("exited with status {status}")),
-        Status::Signaled(signal) => failed(format!("was killed by signal {signal}")),
+        Status::Exited(status) => {
+            // A shell's way to say which signal killed its command; other programs use such numbers, too.
+            let killed = status.checked_sub(128).filter(|it| DEADLY.contains(it));
+            let why = killed.map(explained).unwrap_or_default();
+            failed(format!("exited with status {status}{why}"))
+        }
+        Status::Signaled(signal) => {
+            failed(format!("was killed by signal {signal}{}", explained(*signal)))
+        }
         Status::Cancelled => Err(FailureCause::Builder { how: "was cancelled".to_owned() }),
         Status::LimitExceeded(limit) => Err(FailureCause::Limit {
             limit: match limit {

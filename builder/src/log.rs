@@ -1,6 +1,5 @@
 //! Build logs: plain files, read from their end.
 
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
@@ -9,7 +8,7 @@ use std::path::Path;
 pub fn tail(path: &Path, lines: usize) -> Vec<String> {
     const MOST_BYTES: u64 = 64 << 10;
     let read = || {
-        let mut file = File::open(path)?;
+        let mut file = srp_store::open_plain(path)?;
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(MOST_BYTES)))?;
         let mut bytes = Vec::new();

@@ -78,7 +78,7 @@ impl Cache {
         attr: &str,
     ) -> Option<CachedGoal> {
         let path = self.path(build_arch, attr);
-        let mut record = Record::decode_file(&fs::read(&path).ok()?)?;
+        let mut record = Record::decode_file(&srp_store::read_plain(&path).ok()?)?;
         if record.build_arch != build_arch || record.attr != attr {
             return None;
         }
@@ -159,7 +159,7 @@ impl Cache {
 impl CachedGoal {
     /// The goal's and the runners' whole graph, unless it has been replaced or damaged since.
     pub fn graph(&self) -> Option<BTreeMap<StaticHash, Derivation>> {
-        let bytes = fs::read(&self.graph).ok()?;
+        let bytes = srp_store::read_plain(&self.graph).ok()?;
         if Domain::Record.hash(&bytes) != self.graph_checksum {
             return None;
         }

@@ -3,7 +3,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fs::{self, File, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
@@ -20,12 +20,35 @@ use tempfile::TempPath;
 use crate::error::{IoContext, StoreError};
 use crate::open_tree::reclaim;
 
-/// Opens for reading, and refuses a symlink.
-pub(crate) fn open_plain(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits())
-        .open(path)
+const NOT_PLAIN: &str = "it is not a plain file";
+
+/// Opens a plain file for reading; anything else is [`ErrorKind::InvalidInput`] or, a symlink, `ELOOP`. A
+/// named pipe that nobody writes to is not waited for.
+pub fn open_plain(path: &Path) -> std::io::Result<File> {
+    open(path, OFlag::O_NOFOLLOW)
+}
+
+/// Like [`open_plain`], through symlinks: for files that users name.
+pub fn open_followed(path: &Path) -> std::io::Result<File> {
+    open(path, OFlag::empty())
+}
+
+fn open(path: &Path, flags: OFlag) -> std::io::Result<File> {
+    let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(std::io::Error::new(ErrorKind::InvalidInput, NOT_PLAIN))
+    }
+}
+
+/// Reads a whole plain file.
+pub fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut file = open_plain(path)?;
+    let mut bytes = Vec::with_capacity(usize::try_from(file.metadata()?.len()).unwrap_or_default());
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The paths of what is in a directory; none if there is no such directory.
@@ -39,13 +62,16 @@ pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>, StoreError> {
 
 /// Reads a whole file; `None` if there is none.
 pub(crate) fn read_if_exists(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
-    match fs::read(path) {
+    let damaged = |reason: &str| {
+        Err(StoreError::Damaged { path: path.to_owned(), reason: reason.to_owned() })
+    };
+    match read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) if error.kind() == ErrorKind::IsADirectory => Err(StoreError::Damaged {
-            path: path.to_owned(),
-            reason: "it is a directory".to_owned(),
-        }),
+        Err(error) if error.kind() == ErrorKind::InvalidInput => damaged(NOT_PLAIN),
+        Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => {
+            damaged("it is a symlink")
+        }
         Err(error) => Err(error).at("read", path),
     }
 }

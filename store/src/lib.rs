@@ -48,7 +48,7 @@ pub use derivation::{
 pub use digest::{Digest, ObjectId, ResolvedHash, Sha256, StaticHash};
 pub use encode::Canonical;
 pub use error::{Conflict, StoreError};
-pub use files::remove_tree;
+pub use files::{open_followed, open_plain, read as read_plain, remove_tree};
 pub use listing::{Extent, Found, Listing};
 pub use lock::{Lock, Scratch};
 pub use materialise::{BASE_LAYOUT, Materialised, Skeleton};

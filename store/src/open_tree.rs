@@ -14,6 +14,7 @@ use nix::sys::stat::FchmodatFlags;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat};
 use rustix::io::Errno;
 
+use crate::content::TREE_TIME;
 use crate::error::{IoContext, StoreError};
 
 const DIRECTORY: OFlags =
@@ -104,10 +105,63 @@ impl OpenTree {
         Ok(rustix::fs::readlinkat(link, c"", Vec::new())?.into_bytes())
     }
 
+    /// Creates a file below, which only its owner may read, and which must not be there.
+    pub(crate) fn create(&self, below: &[u8]) -> Result<File, Errno> {
+        self.open_to_write(below, OFlags::CREATE | OFlags::EXCL)
+    }
+
+    /// Opens a file below for writing; it is created if it isn't there.
+    pub(crate) fn open_or_create(&self, below: &[u8]) -> Result<File, Errno> {
+        self.open_to_write(below, OFlags::CREATE)
+    }
+
+    fn open_to_write(&self, below: &[u8], flags: OFlags) -> Result<File, Errno> {
+        let flags = FILE | OFlags::RDWR | flags;
+        Ok(self.resolve_with(below, flags, Mode::RUSR | Mode::WUSR)?.into())
+    }
+
+    /// Creates a directory below, in one that is there.
+    pub(crate) fn create_directory(&self, below: &[u8]) -> Result<(), Errno> {
+        let (parent, name) = self.parent(below)?;
+        rustix::fs::mkdirat(parent, name, Mode::RWXU)
+    }
+
+    /// Creates a symlink below, with the time that everything in a tree has.
+    pub(crate) fn create_symlink(&self, below: &[u8], target: &[u8]) -> Result<(), Errno> {
+        let (parent, name) = self.parent(below)?;
+        rustix::fs::symlinkat(target, &parent, name)?;
+        rustix::fs::utimensat(parent, name, &TREE_TIME, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// Removes a file or symlink below.
+    pub(crate) fn remove_file(&self, below: &[u8]) -> Result<(), Errno> {
+        let (parent, name) = self.parent(below)?;
+        rustix::fs::unlinkat(parent, name, AtFlags::empty())
+    }
+
+    /// Moves a file from the same place in another tree.
+    pub(crate) fn take_file(&self, from: &OpenTree, below: &[u8]) -> Result<(), Errno> {
+        let ((old, name), (new, _)) = (from.parent(below)?, self.parent(below)?);
+        rustix::fs::renameat(old, name, new, name)
+    }
+
+    /// The directory that something below is in, and its name there.
+    fn parent<'b>(&self, below: &'b [u8]) -> Result<(OwnedFd, &'b [u8]), Errno> {
+        let (above, name) = match below.iter().rposition(|byte| *byte == b'/') {
+            Some(slash) => (&below[..slash], &below[slash + 1..]),
+            None => (&b""[..], below),
+        };
+        Ok((self.directory(above)?, name))
+    }
+
     fn resolve(&self, below: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        self.resolve_with(below, flags, Mode::empty())
+    }
+
+    fn resolve_with(&self, below: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
         let below = if below.is_empty() { b"." } else { below };
         loop {
-            match rustix::fs::openat2(&self.directory, below, flags, Mode::empty(), BENEATH) {
+            match rustix::fs::openat2(&self.directory, below, flags, mode, BENEATH) {
                 // Something somewhere was renamed meanwhile, and the kernel can't rule out that it
                 // matters.
                 Err(Errno::AGAIN) => {}

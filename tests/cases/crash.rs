@@ -1,6 +1,8 @@
 //! srp is killed or interrupted in the middle of a build.
 
+use std::net::TcpListener;
 use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -64,6 +66,58 @@ fn an_interrupted_srp_cleans_up_and_says_so() {
         place.assert_tidy();
         assert_eq!(place.planned("t.x"), ["slow"]);
     }
+}
+
+/// A server that takes connections and answers nothing.
+fn silent_server() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    (listener, url)
+}
+
+#[test]
+fn every_command_that_takes_time_is_interrupted_with_the_same_exit_code() {
+    let (_listener, url) = silent_server();
+    let place = Place::new(r#"return {"": sh("x", "echo x > $out/usr/x")}"#);
+    place.realise("t.x");
+    let large = std::fs::File::create(place.path("large")).unwrap();
+    large.set_len(4 << 40).unwrap();
+    place.write(
+        "endless/main.star",
+        "y = [1] * 10000000\nfor i in range(1000000):\n    z = 5 in y\n",
+    );
+    let commands: [&[&str]; 9] = [
+        &["add", "large"],
+        &["cache", "list", &url],
+        &["cache", "info", &url],
+        &["cache", "verify", &url],
+        &["cache", "push", "t.x", "--to", &url, "--unsigned"],
+        &["list", "--definitions", "endless"],
+        &["instantiate", "t.x", "--definitions", "endless"],
+        &["shell", "t.x", "--definitions", "endless"],
+        &["closure", "t.x", "--definitions", "endless"],
+    ];
+    for (number, arguments) in commands.iter().enumerate() {
+        let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+        let signal = signals[number % signals.len()];
+        let mut command = place.command(arguments);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        // Long enough to be at it; none of them would end within minutes.
+        std::thread::sleep(Duration::from_millis(500));
+        assert_eq!(
+            child.try_wait().unwrap(),
+            None,
+            "{arguments:?} has ended: {:?}",
+            child.wait_with_output()
+        );
+        let start = Instant::now();
+        send(&child, signal);
+        let run = Run::from(child.wait_with_output().unwrap());
+        assert_eq!(run.code, Some(130), "{arguments:?}, {signal}: {run}");
+        assert!(run.stderr.contains("interrupted"), "{arguments:?}, {signal}: {run}");
+        assert!(start.elapsed() < Duration::from_secs(5), "{arguments:?}: {:?}", start.elapsed());
+    }
+    place.assert_tidy();
 }
 
 #[test]

@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = tests![
     containers_push_to_one_cache,
     processes_set_one_root,
     additions_beside_builds,
+    pipes_in_the_place_of_files,
 ];
 
 const COMPONENTS: &str = r#"
@@ -128,4 +129,53 @@ fn additions_beside_builds() {
     });
     assert_sound(&place.store());
     place.assert_tidy();
+}
+
+/// A named pipe that nobody writes to, in the place of each file of a store and of a cache in turn, holds up
+/// nobody.
+fn pipes_in_the_place_of_files() {
+    let place = Place::new(COMPONENTS);
+    place.realise("t.x");
+    place.srp(&["cache", "push", "t.x", "--to", "cache", "--unsigned"]).succeeded();
+    let in_time = |arguments: &[&str]| {
+        let mut command = Command::new("timeout");
+        command.args(["--signal=KILL", "20"]).arg(crate::support::program()).args(arguments);
+        let run = Run::of(place.surround(&mut command));
+        assert!(matches!(run.code, Some(0 | 1 | 3 | 4)), "{arguments:?}: {run}");
+        run
+    };
+    let files = |root: &Path| -> Vec<PathBuf> {
+        let found = Command::new("find").arg(root).args(["-type", "f"]).output().unwrap().stdout;
+        String::from_utf8(found).unwrap().lines().map(PathBuf::from).collect()
+    };
+    let replaced = |path: &Path, with: &dyn Fn()| {
+        let bytes = fs::read(path).unwrap();
+        fs::remove_file(path).unwrap();
+        nix::unistd::mkfifo(path, nix::sys::stat::Mode::from_bits_truncate(0o644)).unwrap();
+        with();
+        // What srp has put in its place is right.
+        if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
+            fs::remove_file(path).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+    };
+    let cache = files(&place.path("cache"));
+    assert!(cache.len() > 4, "{cache:?}");
+    for path in &cache {
+        replaced(path, &|| {
+            for command in ["list", "info", "verify"] {
+                in_time(&["cache", command, "cache"]);
+            }
+            in_time(&["cache", "push", "t.x", "--to", "cache", "--unsigned"]);
+        });
+    }
+    for kind in ["info", "realisations", "derivations", "eval", "roots", "logs"] {
+        for path in files(&place.store().join(kind)) {
+            replaced(&path, &|| {
+                in_time(&["realise", "t.x"]);
+                in_time(&["log", "t.x"]);
+                in_time(&["closure", "t.x"]);
+            });
+        }
+    }
 }

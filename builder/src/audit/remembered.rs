@@ -49,7 +49,7 @@ pub(super) fn recall(
     options: &AuditOptions,
     emulator: Option<&str>,
 ) -> Option<Audit> {
-    let bytes = fs::read(path).ok()?;
+    let bytes = srp_store::read_plain(path).ok()?;
     let found: Remembered = serde_json::from_slice(&bytes).ok()?;
     let same = found.format == FORMAT
         && found.audit.derivation == *hash

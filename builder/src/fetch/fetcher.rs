@@ -1,6 +1,5 @@
 //! The fetcher: a request's places in their order, until one has the file.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -298,12 +297,8 @@ fn copy(
 ) -> Result<u64, Failed> {
     let unreadable =
         |error: io::Error| Failed::Place(Reason::Unreadable { detail: error.to_string() });
-    let mut file = File::open(path).map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
-    if !metadata.is_file() {
-        return Err(unreadable(io::Error::other("it is no regular file")));
-    }
-    let size_bytes = metadata.len();
+    let mut file = srp_store::open_followed(path).map_err(unreadable)?;
+    let size_bytes = file.metadata().map_err(unreadable)?.len();
     if let Some(expected) = request.size_bytes.filter(|expected| *expected != size_bytes) {
         let (html, encoding) = (false, None);
         let reason = Reason::WrongSize { expected, actual: size_bytes, html, encoding };
@@ -348,7 +343,7 @@ fn copy(
         }
         partial.reset()?;
         started = true;
-        file = File::open(path).map_err(unreadable)?;
+        file = srp_store::open_followed(path).map_err(unreadable)?;
     }
 }
 
@@ -383,7 +378,10 @@ fn from_base(url: String) -> Result<Place, Box<PlaceFailure>> {
 /// Whether a file that was verified once still has the digest that it is asked for by.
 fn is_whole(path: &Path, request: &FetchRequest, cancel: &CancelToken) -> Result<bool, FetchError> {
     let failed = |source| FetchError::Sources { action: "read", path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(failed)?;
+    let mut file = match srp_store::open_plain(path) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(false),
+        file => file.map_err(failed)?,
+    };
     let mut hasher = sha2::Sha256::new();
     let mut buffer = vec![0; 1 << 18];
     loop {

@@ -105,7 +105,7 @@ impl Sources {
     ) -> Result<Option<PathBuf>, FetchError> {
         let destination = self.path.join(request.file_name());
         for other in Self::by_digest(&self.path, request.sha256) {
-            let found = File::open(&other).and_then(|file| digest_of(file, cancel));
+            let found = srp_store::open_plain(&other).and_then(|file| digest_of(file, cancel));
             if cancel.is_cancelled() {
                 return Err(FetchError::Cancelled { name: request.name.clone() });
             }
@@ -156,7 +156,7 @@ fn try_lock(path: &Path) -> Result<Option<File>, FetchError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         // Complete, and so read-only: it is about to be renamed, unless its srp died before.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied && path.exists() => {
-            match File::open(path) {
+            match srp_store::open_plain(path) {
                 Ok(file) => (file, false),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(source) => return Err(failure("open", path, source)),

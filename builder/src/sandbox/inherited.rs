@@ -8,7 +8,7 @@
 //! | ignored signals | SIGCHLD gets its default, without which no child's end is seen; an ignored SIGHUP, SIGINT, SIGQUIT or SIGTERM stays ignored (`nohup`, `&`); commands in sandboxes begin with defaults |
 //! | blocked signals | unblocked |
 //! | descriptors | closed when srp executes a program; closed 0, 1 and 2 are `/dev/null` (Rust's runtime) |
-//! | soft limits of files, file sizes and the stack | raised to the hard ones |
+//! | soft limits of memory, files, file sizes and the stack | raised to the hard ones |
 //! | hard limits lower than every build's | refused with an error, unless srp is root and can raise them |
 //! | umask | srp's own files are never taken from their owner; builds have 022 |
 //! | personality | none |
@@ -66,7 +66,12 @@ pub fn normalise_process() {
     let _ = sys::set_disposition(Signal::SIGXFSZ, Disposition::Ignored);
     let _ = SigSet::empty().thread_set_mask();
     let _ = sys::close_on_exec_from(3);
-    for resource in [Resource::RLIMIT_NOFILE, Resource::RLIMIT_FSIZE] {
+    for resource in [
+        Resource::RLIMIT_AS,
+        Resource::RLIMIT_DATA,
+        Resource::RLIMIT_FSIZE,
+        Resource::RLIMIT_NOFILE,
+    ] {
         raise_soft(resource, RLIM_INFINITY);
     }
     raise_soft(Resource::RLIMIT_STACK, STACK_BYTES);

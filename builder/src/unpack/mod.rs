@@ -104,8 +104,8 @@ pub fn unpack(
     into: &Path,
     cancel: &CancelToken,
 ) -> Result<Unpacked, UnpackError> {
-    let source =
-        File::open(file).map_err(|source| UnpackError::Read { path: file.to_owned(), source })?;
+    let source = srp_store::open_plain(file)
+        .map_err(|source| UnpackError::Read { path: file.to_owned(), source })?;
     match format {
         Format::File => copy_file(file, source, spec, into, cancel),
         Format::Tar | Format::Zip | Format::Deb => {

@@ -272,13 +272,17 @@ impl TreeWriter {
         Ok(file.into())
     }
 
-    /// Removes what an earlier entry put there. Not a directory: that would be a tree.
+    /// Removes what an earlier entry put there; an empty directory, too, as tar does. Not one that holds
+    /// something: that would be a tree.
     fn make_room(&self, path: &CleanPath, name: &[u8]) -> Result<(), UnpackError> {
         match unlinkat(self.parent(), os(name), UnlinkatFlags::NoRemoveDir) {
             Ok(()) => Ok(()),
             // EPERM is POSIX's answer for directories, EISDIR Linux's.
             Err(Errno::EISDIR | Errno::EPERM) => {
-                Err(UnpackError::ReplacesDirectory { entry: path.display() })
+                match unlinkat(self.parent(), os(name), UnlinkatFlags::RemoveDir) {
+                    Ok(()) => Ok(()),
+                    Err(_) => Err(UnpackError::ReplacesDirectory { entry: path.display() }),
+                }
             }
             Err(errno) => Err(self.failure(path, errno.into())),
         }

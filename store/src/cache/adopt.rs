@@ -4,7 +4,6 @@
 //! didn't build. They are there before the claim is; whoever publishes passes them on, so that a
 //! chain of caches doesn't pretend to be a chain of builders.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::cache::path::parse_signer;
@@ -46,7 +45,7 @@ impl Store {
     pub fn evidence(&self, resolved: &ResolvedHash) -> Result<Vec<Sealed<Statement>>, StoreError> {
         let mut found = Vec::new();
         for path in self.evidence_paths(resolved)? {
-            match Sealed::from_bytes(&fs::read(&path).at("read", &path)?) {
+            match Sealed::from_bytes(&files::read(&path).at("read", &path)?) {
                 Ok(sealed) if is_about(&sealed, resolved, &path) => found.push(sealed),
                 Ok(_) => {
                     let path = path.display();
@@ -100,6 +99,8 @@ fn is_about(sealed: &Sealed<Statement>, resolved: &ResolvedHash, path: &Path) ->
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::cache::statement::tests::{sample, secret};
     use crate::store::Access;

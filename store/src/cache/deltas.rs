@@ -16,6 +16,7 @@ use crate::cache::sending::Sending;
 use crate::cache::{CacheError, CachePath};
 use crate::digest::Digest;
 use crate::error::{IoContext, StoreError};
+use crate::files;
 use crate::name::Name;
 use crate::tree::Entry;
 
@@ -114,7 +115,7 @@ impl Publisher<'_> {
     fn make_delta(&self, path: &[u8], old: Digest, new: Digest) -> Result<Vec<u8>, StoreError> {
         let read = |tree: &Digest| {
             let path = self.store.tree_path(tree).join(OsStr::from_bytes(path));
-            std::fs::read(&path).at("read", &path)
+            files::read(&path).at("read", &path)
         };
         let (old, new) = (read(&old)?, read(&new)?);
         make(&old, &new).at("make a delta of", Path::new(OsStr::from_bytes(path)))

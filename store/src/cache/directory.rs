@@ -179,7 +179,7 @@ impl Remote for DirectoryRemote {
     }
 
     fn refresh(&self, path: &CachePath) -> Result<bool, CacheError> {
-        let refresh = || File::open(self.file(path))?.set_modified(SystemTime::now());
+        let refresh = || files::open_plain(&self.file(path))?.set_modified(SystemTime::now());
         match refresh() {
             Ok(()) => Ok(true),
             Err(error) if is_absent(&error) => Ok(false),

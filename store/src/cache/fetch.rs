@@ -8,8 +8,7 @@
 //! its files has been compared with its digest, or never.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs;
-use std::io::{BufWriter, Read};
+use std::io::{BufWriter, Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,6 +27,7 @@ use crate::cache::{Cache, CacheError, CachePath, Holdings};
 use crate::commit::Registration;
 use crate::digest::Digest;
 use crate::error::StoreError;
+use crate::files;
 use crate::listing::Listing;
 use crate::store::Store;
 
@@ -296,12 +296,12 @@ impl<'a> Fetch<'a> {
             place.expect("the content", found.delta, Digest::of_file(&bytes))?;
             let made = unpacking.make(number, &mut |to| {
                 let make = || {
-                    let old = fs::read(&from)?;
-                    let mut to = BufWriter::new(fs::File::create_new(to)?);
+                    let old = files::read(&from)?;
+                    let mut to = BufWriter::new(to);
                     delta::apply(&old, &bytes, file.size_bytes, &mut to)?;
-                    to.into_inner().map(drop).map_err(|error| error.into_error())
+                    to.flush()
                 };
-                make().inspect_err(|error| tracing::warn!(%error, %path, "a delta fails")).is_ok()
+                make().inspect_err(|error| tracing::warn!(%error, %path, "a delta fails"))
             })?;
             made_bytes += if made { file.size_bytes } else { 0 };
         }

@@ -88,7 +88,7 @@ impl Packs {
         for entry in fs::read_dir(&records).at("list", &records)? {
             let path = entry.at("list", &records)?.path();
             // One that is damaged, or being written, is as good as none.
-            let bytes = fs::read(&path).unwrap_or_default();
+            let bytes = files::read(&path).unwrap_or_default();
             if let Ok(sealed) = Sealed::<ObjectRecord>::from_bytes(&bytes) {
                 let record = sealed.unverified();
                 state.know(record.object.tree, record.location);

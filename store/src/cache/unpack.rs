@@ -2,41 +2,50 @@
 //!
 //! Blocks may come in any order, from several threads, and more than once. Every file is compared
 //! with its digest before it counts as there. Nothing here follows a symlink of the tree: it is
-//! written into a new directory of the store's, files are created and never opened for writing
-//! when they exist, and symlinks are made last.
+//! written from the descriptor of a new directory of the store's down, and symlinks are made last.
 
 use std::collections::{BTreeSet, HashMap};
-use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{self, Seek, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rayon::prelude::*;
+use rustix::fs::Mode;
 
 use crate::cache::pack::{Block, Index};
 use crate::cache::pack_writer::hash;
+use crate::content::TREE_TIME;
 use crate::digest::Digest;
 use crate::error::{IoContext, StoreError};
+use crate::files;
 use crate::ingest::finish_file;
+use crate::open_tree::OpenTree;
 use crate::tree::Entry;
 
 /// A tree that is being written.
 pub(crate) struct Unpacking<'a> {
-    root: &'a Path,
+    root: OpenTree,
     index: &'a Index,
     files: Vec<Progress>,
-    directories: Vec<PathBuf>,
-    symlinks: Vec<(PathBuf, Box<[u8]>)>,
+    /// The paths of the directories below the top one, parents first.
+    directories: Vec<Box<[u8]>>,
+    symlinks: Vec<Symlink>,
+}
+
+/// A symlink that is to be made.
+struct Symlink {
+    path: Box<[u8]>,
+    target: Box<[u8]>,
 }
 
 /// How far a file is.
 struct Progress {
     /// Where it belongs, and whether it can be executed there. The first is written, the others
     /// are copies of it.
-    targets: Vec<(PathBuf, bool)>,
+    targets: Vec<(Box<[u8]>, bool)>,
     /// Bytes that have not come yet, if it comes in several parts.
     left: AtomicU64,
     done: AtomicBool,
@@ -59,11 +68,12 @@ impl From<StoreError> for UnpackError {
 
 impl<'a> Unpacking<'a> {
     /// Begins to write a tree to the new directory `root`: directories and empty files.
-    pub(crate) fn begin(root: &'a Path, index: &'a Index) -> Result<Unpacking<'a>, StoreError> {
+    pub(crate) fn begin(root: &Path, index: &'a Index) -> Result<Unpacking<'a>, StoreError> {
         let number: HashMap<Digest, usize> =
             index.files.iter().enumerate().map(|(number, file)| (file.digest, number)).collect();
+        fs::create_dir(root).at("create", root)?;
         let mut unpacking = Unpacking {
-            root,
+            root: OpenTree::open(root)?,
             index,
             files: index
                 .files
@@ -74,15 +84,17 @@ impl<'a> Unpacking<'a> {
                     done: AtomicBool::new(false),
                 })
                 .collect(),
-            directories: vec![root.to_owned()],
+            directories: Vec::new(),
             symlinks: Vec::new(),
         };
         let mut empty = Vec::new();
         index.listing.walk(&mut |path, entry| {
-            let path = root.join(OsStr::from_bytes(path));
+            let path = Box::from(path);
             match entry {
                 Entry::Directory { .. } => unpacking.directories.push(path),
-                Entry::Symlink { target } => unpacking.symlinks.push((path, target.clone())),
+                Entry::Symlink { target } => {
+                    unpacking.symlinks.push(Symlink { path, target: target.clone() });
+                }
                 Entry::File { digest, executable, .. } => match number.get(digest) {
                     Some(number) => unpacking.files[*number].targets.push((path, *executable)),
                     None => empty.push((path, *executable)),
@@ -90,10 +102,10 @@ impl<'a> Unpacking<'a> {
             }
         });
         for path in &unpacking.directories {
-            fs::create_dir(path).at("create", path)?;
+            unpacking.root.create_directory(path).at("create", &unpacking.root.path_of(path))?;
         }
         for (path, executable) in &empty {
-            write_file(path, *executable, b"")?;
+            unpacking.write_file(path, *executable, b"")?;
         }
         Ok(unpacking)
     }
@@ -126,23 +138,30 @@ impl<'a> Unpacking<'a> {
         old: &Path,
         blocks: &BTreeSet<usize>,
     ) -> Result<BTreeSet<usize>, StoreError> {
-        let old_path = |path: &Path| old.join(path.strip_prefix(self.root).unwrap_or(path));
+        let old = match OpenTree::open(old) {
+            Ok(old) => old,
+            // Nothing can be taken from there: all of it is read again.
+            Err(_) => return Ok(BTreeSet::new()),
+        };
         let blocks_of = |number: usize| self.index.blocks_of(&self.index.files[number]);
         let (parts, whole): (Vec<usize>, Vec<usize>) = (0..self.files.len()).partition(|number| {
             let came = blocks_of(*number).filter(|block| blocks.contains(block)).count();
             0 < came && came < blocks_of(*number).len()
         });
         let take_whole = |number: &usize| {
-            let from = old_path(&self.files[*number].targets[0].0);
-            let taken = self.make(*number, &mut |to| fs::rename(&from, to).is_ok())?;
+            let path = &self.files[*number].targets[0].0;
+            let taken = self.root.take_file(&old, path).is_ok() && self.keep(*number)?;
             Ok((!taken).then_some(*number))
         };
         let lost: Vec<Option<usize>> =
             whole.par_iter().map(take_whole).collect::<Result<_, StoreError>>()?;
         let (parts, gone): (Vec<usize>, Vec<usize>) = parts.into_iter().partition(|number| {
-            let to = &self.files[*number].targets[0].0;
-            let mode = fs::Permissions::from_mode(0o600);
-            fs::rename(old_path(to), to).is_ok() && fs::set_permissions(to, mode).is_ok()
+            let path = &self.files[*number].targets[0].0;
+            let writable = || -> Result<(), rustix::io::Errno> {
+                self.root.take_file(&old, path)?;
+                rustix::fs::fchmod(self.root.file(path)?.0, Mode::RUSR | Mode::WUSR)
+            };
+            writable().is_ok()
         });
         // What had brought something that isn't there is to be read again.
         let mut done = blocks.clone();
@@ -163,33 +182,39 @@ impl<'a> Unpacking<'a> {
 
     /// Copies a file from elsewhere in the store; false if what is there is not it.
     pub(crate) fn copy(&self, number: usize, from: &Path) -> Result<bool, StoreError> {
-        self.make(number, &mut |to| {
-            // Reflinked where the file system can.
-            let copied = fs::copy(from, to);
-            // A copy of a read-only file is read-only; who it belongs to may still change that.
-            copied.is_ok() && fs::set_permissions(to, fs::Permissions::from_mode(0o600)).is_ok()
-        })
+        // Reflinked where the file system can.
+        self.make(number, &mut |to| io::copy(&mut files::open_plain(from)?, to).map(drop))
     }
 
-    /// Makes a file by `write`, which gets a path where nothing is, and says whether it succeeded.
-    /// False if it didn't, or if what it wrote is not the file.
+    /// Makes a file by `write`, which gets a new one. False if it fails, or if what it wrote is not
+    /// the file.
     pub(crate) fn make(
         &self,
         number: usize,
-        write: &mut dyn FnMut(&Path) -> bool,
+        write: &mut dyn FnMut(&mut File) -> io::Result<()>,
     ) -> Result<bool, StoreError> {
+        let path = &self.files[number].targets[0].0;
+        let mut file = self.root.create(path).at("create", &self.root.path_of(path))?;
+        if write(&mut file).is_ok() {
+            return self.keep(number);
+        }
+        self.remove(path)?;
+        Ok(false)
+    }
+
+    /// Keeps a file that was written, if it is the one that it should be, and removes it otherwise.
+    fn keep(&self, number: usize) -> Result<bool, StoreError> {
         let (path, executable) = &self.files[number].targets[0];
-        let made = write(path);
-        if made && self.check(number, path)?.is_none() {
-            self.finish(number, path, *executable)?;
-            return Ok(true);
+        if self.check(number, path)?.is_some() {
+            self.remove(path)?;
+            return Ok(false);
         }
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).at("remove", path)
-            }
-            _ => Ok(false),
-        }
+        self.finish(number, path, *executable)?;
+        Ok(true)
+    }
+
+    fn remove(&self, path: &[u8]) -> Result<(), StoreError> {
+        self.root.remove_file(path).at("remove", &self.root.path_of(path))
     }
 
     /// Takes what a block holds of files that are not there yet.
@@ -209,11 +234,15 @@ impl<'a> Unpacking<'a> {
                 if found != file.digest {
                     return Err(self.wrong(path, file.digest, found));
                 }
-                write_file(path, *executable, part)?;
+                self.write_file(path, *executable, part)?;
                 self.copies(segment.file)?;
                 continue;
             }
-            write_part(path, segment.offset, part)?;
+            let whole = self.root.open_or_create(path);
+            whole
+                .map_err(io::Error::from)
+                .and_then(|file| file.write_all_at(part, segment.offset))
+                .at("write", &self.root.path_of(path))?;
             // Whoever brings the last part checks the whole.
             if progress.left.fetch_sub(segment.length, Ordering::AcqRel) == segment.length {
                 if let Some(found) = self.check(segment.file, path)? {
@@ -225,20 +254,26 @@ impl<'a> Unpacking<'a> {
         Ok(())
     }
 
-    fn wrong(&self, path: &Path, expected: Digest, found: Digest) -> UnpackError {
-        let path = path.strip_prefix(self.root).unwrap_or(path).to_owned();
+    fn wrong(&self, path: &[u8], expected: Digest, found: Digest) -> UnpackError {
+        let path = PathBuf::from(std::ffi::OsStr::from_bytes(path));
         UnpackError::File { path, expected, found }
     }
 
     /// What a file is, if it is not what it should be.
-    fn check(&self, number: usize, path: &Path) -> Result<Option<Digest>, StoreError> {
-        let found = File::open(path).and_then(|mut file| hash(&mut file)).at("read", path)?;
+    fn check(&self, number: usize, path: &[u8]) -> Result<Option<Digest>, StoreError> {
+        let found = self.open(path).and_then(|mut file| hash(&mut file));
+        let found = found.at("read", &self.root.path_of(path))?;
         Ok((found != self.index.files[number].digest).then_some(found))
     }
 
-    fn finish(&self, number: usize, path: &Path, executable: bool) -> Result<(), StoreError> {
-        let file = File::open(path).at("open", path)?;
-        finish_file(&file, mode(executable)).at("change", path)?;
+    fn open(&self, path: &[u8]) -> io::Result<File> {
+        Ok(self.root.file(path)?.0)
+    }
+
+    fn finish(&self, number: usize, path: &[u8], executable: bool) -> Result<(), StoreError> {
+        self.open(path)
+            .and_then(|file| finish_file(&file, mode(executable)))
+            .at("change", &self.root.path_of(path))?;
         self.copies(number)
     }
 
@@ -246,52 +281,51 @@ impl<'a> Unpacking<'a> {
     fn copies(&self, number: usize) -> Result<(), StoreError> {
         let progress = &self.files[number];
         let ((from, _), others) = progress.targets.split_first().expect("every file has a path");
-        for (path, executable) in others {
-            fs::copy(from, path).at("copy to", path)?;
-            let file = File::open(path).at("open", path)?;
-            finish_file(&file, mode(*executable)).at("change", path)?;
+        if !others.is_empty() {
+            let mut from = self.open(from).at("open", &self.root.path_of(from))?;
+            for (path, executable) in others {
+                let mut copy = || {
+                    from.rewind()?;
+                    let mut to = self.root.create(path)?;
+                    io::copy(&mut from, &mut to)?;
+                    finish_file(&to, mode(*executable))
+                };
+                copy().at("copy to", &self.root.path_of(path))?;
+            }
         }
         progress.done.store(true, Ordering::Release);
         Ok(())
     }
 
+    fn write_file(&self, path: &[u8], executable: bool, bytes: &[u8]) -> Result<(), StoreError> {
+        let write = || {
+            let mut file = self.root.create(path)?;
+            file.write_all(bytes)?;
+            finish_file(&file, mode(executable))
+        };
+        write().at("write", &self.root.path_of(path))
+    }
+
     /// Everything is there: makes symlinks, and finishes directories.
     pub(crate) fn end(self) -> Result<(), StoreError> {
-        for (path, target) in &self.symlinks {
-            std::os::unix::fs::symlink(OsStr::from_bytes(target), path).at("create", path)?;
-            finish_directory(path)?;
+        for Symlink { path, target } in &self.symlinks {
+            self.root.create_symlink(path, target).at("create", &self.root.path_of(path))?;
         }
-        // The top one stays as it is, so that it can be renamed to another parent.
-        self.directories[1..].par_iter().rev().try_for_each(|path| {
-            finish_directory(path)?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o555)).at("change", path)
+        let finish = |path: &[u8], mode: Option<u32>| {
+            let directory = self.root.directory(path)?;
+            if let Some(mode) = mode {
+                rustix::fs::fchmod(&directory, Mode::from_raw_mode(mode))?;
+            }
+            rustix::fs::futimens(&directory, &TREE_TIME)
+        };
+        self.directories.par_iter().rev().try_for_each(|path| {
+            finish(path, Some(0o555)).at("change", &self.root.path_of(path))
         })?;
-        finish_directory(self.root)
+        // The top one stays as it is, so that it can be renamed to another parent.
+        finish(b"", None).at("change", self.root.path())
     }
 }
 
 fn mode(executable: bool) -> u32 {
     if executable { 0o555 } else { 0o444 }
-}
-
-fn write_file(path: &Path, executable: bool, bytes: &[u8]) -> Result<(), StoreError> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .at("create", path)?;
-    file.write_all(bytes).at("write", path)?;
-    finish_file(&file, mode(executable)).at("change", path)
-}
-
-fn write_part(path: &Path, offset: u64, part: &[u8]) -> Result<(), StoreError> {
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
-    file.and_then(|file| file.write_all_at(part, offset)).at("write", path)
-}
-
-fn finish_directory(path: &Path) -> Result<(), StoreError> {
-    let time = &crate::content::TREE_TIME;
-    rustix::fs::utimensat(rustix::fs::CWD, path, time, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
-        .at("change", path)
 }
