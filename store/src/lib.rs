@@ -31,11 +31,13 @@ pub mod manifest;
 mod materialise;
 mod open_tree;
 mod presence;
+mod replaced;
 mod roots;
 pub mod staged;
 mod store;
 mod upgrade;
 mod verification;
+pub mod verify;
 mod visit;
 
 pub use assurance::{Assurance, Validity};
