@@ -47,6 +47,8 @@ mod shell;
 mod show;
 mod signing;
 mod source;
+mod store;
+mod store_verify;
 mod style;
 mod target;
 mod terminal;
@@ -113,6 +115,7 @@ fn run(options: options::GlobalOptions, command: &Command) -> CommandResult<u8> 
         Command::Import(arguments) => import::run(context, arguments).map(done),
         Command::Serve(arguments) => serve::run(context, arguments).map(done),
         Command::Key(command) => key::run(context, command).map(done),
+        Command::Store(command) => store::run(context, command).map(done),
         Command::Cache(command) => cache::run(context, command).map(done),
         Command::Doctor(arguments) => doctor::run(context, arguments).map(done),
         Command::Completions(arguments) => help::completions(arguments).map(done),

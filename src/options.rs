@@ -9,7 +9,7 @@ use crate::error::EXIT_CODES;
 use crate::style::Color;
 use crate::{
     add, audit, cache, closure, doctor, export, help, import, instantiate, key, list, log,
-    provenance, realise, root, sbom, serve, shell, show, source, why_depends,
+    provenance, realise, root, sbom, serve, shell, show, source, store, why_depends,
 };
 
 /// Turns definitions into store objects: pinned sources, built in sandboxes, composed into roots
@@ -114,6 +114,8 @@ pub(crate) enum Command {
     Root(root::Command),
     #[command(subcommand)]
     Source(source::Command),
+    #[command(subcommand)]
+    Store(store::Command),
     #[command(subcommand)]
     Cache(cache::Command),
     Export(export::Arguments),

@@ -36,6 +36,7 @@ mod cases {
     #[cfg(feature = "s3")]
     mod s3;
     mod serve;
+    mod store_verify;
     mod tidy;
     mod trust;
     mod world;
