@@ -51,6 +51,7 @@ mod source;
 mod store;
 mod store_gc;
 mod store_stat;
+mod store_verify;
 mod store_why_alive;
 mod style;
 mod target;

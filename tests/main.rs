@@ -38,6 +38,7 @@ mod cases {
     mod s3;
     mod serve;
     mod store_gc;
+    mod store_verify;
     mod tidy;
     mod trust;
     mod world;

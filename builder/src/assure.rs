@@ -1,7 +1,7 @@
 //! Before a build: that everything in its root was verified lately, and what becomes of what is
 //! damaged.
 //!
-//! A damaged input is moved aside, so that it counts as not here; then everything is planned anew,
+//! A damaged input is given up, so that it counts as not here; then everything is planned anew,
 //! and it is built or fetched again. That happens once for each tree: what is damaged again as soon
 //! as it was made anew says that this machine can't be relied on.
 
@@ -56,16 +56,16 @@ impl Work<'_> {
     }
 
     /// Whether everything is to be planned anew, because an input was found to be damaged: it is
-    /// moved aside then.
+    /// given up then.
     pub(crate) fn give_up_damaged(&self, cause: &FailureCause) -> Result<bool, StoreError> {
         let FailureCause::Store(error @ StoreError::Unsound { tree: Some(tree), .. }) = cause
         else {
             return Ok(false);
         };
-        let again = !self.store.set_aside(tree)?;
+        let again = !self.store.give_up(tree);
         let name = self.name_of(tree)?;
         match again {
-            false => tracing::warn!("{error}: {name} is moved aside, and built or fetched again"),
+            false => tracing::warn!("{error}: {name} is built or fetched again"),
             true => tracing::error!(
                 "{name} was made anew, and is damaged again: is the disk, or the memory, defective?"
             ),

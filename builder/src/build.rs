@@ -317,41 +317,52 @@ impl Work<'_> {
                 return Err(FailureCause::SandboxPaths { occurrences });
             }
         }
-        let references = self.references(build, roots, &listings)?;
         let mut registration = Registration::default();
         let mut outputs = Chosen::new();
+        for (output, object) in self.objects(build, roots, &listings)? {
+            let (tree, listing) = listings.remove(&output).expect("each output once");
+            registration.object(self.store, &object, listing, tree);
+            outputs.insert(output, object.id());
+        }
+        Ok(Made { registration, outputs, route: Route::default() })
+    }
+
+    /// The objects that outputs are, each after those of the same build that it refers to.
+    pub(crate) fn objects(
+        &self,
+        build: &Build,
+        roots: &Roots,
+        listings: &Trees,
+    ) -> Result<Vec<(OutputName, Object)>, FailureCause> {
+        let references = self.references(build, roots, listings)?;
+        let mut objects: Vec<(OutputName, Object)> = Vec::new();
+        let mut ids = Chosen::new();
         // An output may refer to another of the same build: those it refers to are hashed first.
         let mut pending: Vec<OutputName> = listings.keys().cloned().collect();
         while !pending.is_empty() {
             let next = pending.iter().position(|output| {
-                references[output].own.iter().all(|own| own == output || outputs.contains_key(own))
+                references[output].own.iter().all(|own| own == output || ids.contains_key(own))
             });
             // Outputs that need each other are one thing: neither can be hashed before the other.
             let output = pending.remove(next.ok_or_else(|| FailureCause::References {
                 needs: vec![format!("its outputs {} need each other", list(&pending))],
                 hints: Vec::new(),
             })?);
-            let (tree, listing) = listings.remove(&output).expect("each output once");
             let found = &references[&output];
             let mut all = found.inputs.clone();
-            all.extend(
-                found
-                    .own
-                    .iter()
-                    .filter(|own| **own != output)
-                    .map(|own| Reference { kind: ReferenceKind::Run, object: outputs[own] }),
-            );
+            let own = found.own.iter().filter(|own| **own != output);
+            all.extend(own.map(|own| Reference { kind: ReferenceKind::Run, object: ids[own] }));
             let is_out = output == OutputName::out();
             let object = Object {
                 name: self.derivation.object_name(&output),
-                tree: listing.digest(),
+                tree: listings[&output].1.digest(),
                 references: all,
                 permissions: if is_out { build.permissions.clone() } else { BTreeMap::new() },
             };
-            registration.object(self.store, &object, listing, tree);
-            outputs.insert(output, object.id());
+            ids.insert(output.clone(), object.id());
+            objects.push((output, object));
         }
-        Ok(Made { registration, outputs, route: Route::default() })
+        Ok(objects)
     }
 
     /// What each output refers to: declared, and found by scanning.

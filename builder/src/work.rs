@@ -95,11 +95,6 @@ impl<'a> Work<'a> {
                 None => {}
             }
         }
-        let made = match &self.derivation.action {
-            Action::Fetch(fetch) => self.fetch(fetch, free),
-            Action::Stage(stage) => self.stage(stage),
-            Action::Build(build) => self.build(build, free),
-        };
         let register = |(mut made, scratch): (Made, Option<srp_store::Scratch>)| {
             made.route.machine = self.machine.arch().to_owned();
             made.route.milliseconds = started.elapsed().as_millis() as u64;
@@ -120,7 +115,19 @@ impl<'a> Work<'a> {
             drop(scratch);
             Ok((outputs, Came::Made(history)))
         };
-        made.and_then(register)
+        self.make(free).and_then(register)
+    }
+
+    /// Does the work, whatever caches have. What came of it lies in the scratch directory.
+    pub(crate) fn make(
+        &self,
+        free: &dyn Fn(),
+    ) -> Result<(Made, Option<srp_store::Scratch>), FailureCause> {
+        match &self.derivation.action {
+            Action::Fetch(fetch) => self.fetch(fetch, free),
+            Action::Stage(stage) => self.stage(stage),
+            Action::Build(build) => self.build(build, free),
+        }
     }
 
     /// Now that the inputs are known, a cache may have it by its resolved hash.

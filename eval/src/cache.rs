@@ -131,6 +131,56 @@ impl Cache {
         Ok(())
     }
 
+    /// Every derivation that some entry has, whether or not the entry still holds.
+    pub fn derivations(&self) -> BTreeMap<StaticHash, Derivation> {
+        let mut found = BTreeMap::new();
+        for (path, bytes) in self.files() {
+            if path.extension().is_some_and(|it| it == "graph")
+                && let Ok(bytes) = bytes
+                && let Ok(graph) = BTreeMap::<StaticHash, Derivation>::from_canonical(&bytes)
+            {
+                found.extend(graph.into_iter().filter(|(hash, it)| it.static_hash() == *hash));
+            }
+        }
+        found
+    }
+
+    /// The files that are damaged, each with the reason: what reads them takes them for a miss.
+    pub fn damaged(&self) -> Vec<(PathBuf, String)> {
+        let mut damaged = Vec::new();
+        let mut checksums = BTreeMap::new();
+        let mut graphs = Vec::new();
+        for (path, bytes) in self.files() {
+            let is_graph = path.extension().is_some_and(|it| it == "graph");
+            match bytes {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => damaged.push((path, format!("it can't be read: {error}"))),
+                Ok(bytes) if is_graph => graphs.push((path, Domain::Record.hash(&bytes))),
+                Ok(bytes) => match Record::decode_file(&bytes) {
+                    Some(record) => {
+                        checksums.insert(path.with_extension("graph"), record.graph_checksum);
+                    }
+                    None => damaged.push((path, "its checksum is wrong".to_owned())),
+                },
+            }
+        }
+        for (path, checksum) in graphs {
+            // One whose entry is lost says nothing of itself.
+            if checksums.get(&path).is_some_and(|it| *it != checksum) {
+                damaged.push((path, "its checksum is wrong".to_owned()));
+            }
+        }
+        damaged.sort();
+        damaged
+    }
+
+    /// All files of entries, and what is in them.
+    fn files(&self) -> Vec<(PathBuf, io::Result<Vec<u8>>)> {
+        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let paths = entries.filter(|entry| !staged::is_staged(&entry.file_name()));
+        paths.map(|entry| entry.path()).map(|path| (path.clone(), fs::read(&path))).collect()
+    }
+
     /// Where an entry is; its graph is beside it.
     pub(crate) fn path(&self, build_arch: &str, attr: &str) -> PathBuf {
         let mut key = Encoder::default();

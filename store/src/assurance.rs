@@ -1,7 +1,8 @@
 //! Assurance: that trees were verified lately, before something is built from them or signed.
 //!
 //! What is damaged is not repaired here, but for modes and times, which need no other copy. It is
-//! moved aside by whoever has it built or fetched again ([`Store::set_aside`]).
+//! given up by whoever has it built or fetched again ([`Store::give_up`]), and stays until what comes of that
+//! takes its place: it may be the only copy.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -152,15 +153,12 @@ impl Store {
         format!("{} is damaged: {first}{more}", path.display())
     }
 
-    /// Moves a tree that is damaged aside: it counts as not here, so that it is built or fetched
-    /// again. Builds that use it go on; it is removed when this process closes the store. False if
-    /// this process had done so with the same tree before.
-    ///
-    /// # Errors
-    /// What the system says. That it is gone already is none.
-    pub fn set_aside(&self, tree: &Digest) -> Result<bool, StoreError> {
-        self.move_aside(&self.place(tree))?;
-        Ok(self.set_aside.lock().expect("no holder panics").insert(*tree))
+    /// Gives a tree up that is damaged: it counts as not here, so that it is built or fetched again.
+    /// It stays where it is until what comes of that takes its place. False if this process had given
+    /// up the same tree before.
+    pub fn give_up(&self, tree: &Digest) -> bool {
+        self.distrust(tree);
+        self.given_up.lock().expect("no holder panics").insert(*tree)
     }
 
     /// Sets modes and times right that a report says are wrong, and nothing else.
@@ -453,12 +451,12 @@ mod tests {
         assert_eq!(damaged[0].damages.len(), 1, "{damaged:?}");
         assert!(!store.contains(&object.id()).expect("asked"), "it counts as not here");
         assert_eq!(assure(&store, &object, MONTH), damaged, "from now on, for everybody");
-        assert!(store.set_aside(&object.tree).expect("moved"));
-        assert!(!store.tree_path(&object.tree).exists());
+        assert!(store.give_up(&object.tree));
+        assert!(store.tree_path(&object.tree).exists(), "it may be the only copy");
         assert_eq!(add(&store, "object"), object);
         assert_eq!(assure(&store, &object, MONTH), []);
         flip(&file(&store, &object));
-        assert!(!store.set_aside(&object.tree).expect("moved"), "for the second time");
+        assert!(!store.give_up(&object.tree), "for the second time");
         let tmp = store.directory("tmp");
         drop(store);
         assert!(fs::read_dir(tmp).expect("listed").next().is_none());

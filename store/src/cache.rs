@@ -70,6 +70,7 @@ pub use offering::{OfferedRoot, Offering, Served};
 pub use pack::{Block, Index, PackedFile};
 pub use packs::Packs;
 pub use path::{CachePath, Signer};
+pub(crate) use path::{parse_signer, signer_name};
 pub use policy::{Asked, Complaint, Decision, Evidence, Policy, Side, Verdict};
 pub use publish::{Published, Publisher, Scope};
 pub use remote::{Body, Content, Remote, Stat};

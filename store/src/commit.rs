@@ -11,7 +11,7 @@
 //! A crash at any point leaves a whole object or none, and never a record of what isn't there. The
 //! order is that of [`presence`](crate::presence), which says when an object is here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use tempfile::TempPath;
 
 use crate::compose::RESERVED;
 use crate::db::{self, Info};
-use crate::digest::{ResolvedHash, StaticHash};
+use crate::digest::{Digest, ResolvedHash, StaticHash};
 use crate::error::{IoContext, StoreError};
 use crate::files;
 use crate::listing::Listing;
@@ -38,6 +38,8 @@ use crate::store::Store;
 pub struct Registration {
     /// Trees and where they lie for now.
     trees: Vec<(PathBuf, Arc<Listing>)>,
+    /// Those of them in whose place a damaged one lies.
+    instead: BTreeSet<Digest>,
     infos: Vec<(PathBuf, Vec<u8>)>,
     links: Vec<(PathBuf, PathBuf)>,
     realisations: Vec<(PathBuf, Vec<u8>)>,
@@ -169,7 +171,7 @@ impl Store {
             if let Some(damage) = report.first() {
                 let path = place.directory.display();
                 tracing::warn!("{path} is damaged ({damage}), and is replaced");
-                self.move_aside(&place)?;
+                registration.instead.insert(listing.digest());
                 new.push((staged, listing));
             } else {
                 files::remove_tree(&staged)?;
@@ -303,7 +305,8 @@ fn again(error: &std::io::Error) -> std::io::Error {
 /// What has no place when this is dropped is removed.
 #[derive(Debug)]
 struct Staged {
-    trees: Vec<(PathBuf, PathBuf)>,
+    /// Also: whether what is there is to be replaced.
+    trees: Vec<(PathBuf, PathBuf, bool)>,
     listings: Vec<(TempPath, PathBuf)>,
     infos: Vec<(TempPath, PathBuf)>,
     links: Vec<(PathBuf, PathBuf)>,
@@ -321,7 +324,7 @@ impl Staged {
                 .map(|(path, bytes)| Ok((store.stage(&bytes, 0o444)?, path)))
                 .collect::<Result<Vec<_>, StoreError>>()
         };
-        let Registration { trees, infos, links, realisations, reserved: _, relied: _ } =
+        let Registration { trees, instead, infos, links, realisations, reserved: _, relied: _ } =
             registration;
         let has_objects = !trees.is_empty() || !infos.is_empty();
         let listings = trees
@@ -329,8 +332,8 @@ impl Staged {
             .map(|(_, listing)| (store.listing_path(&listing.digest()), listing.encode()));
         let listings = write(listings.collect())?;
         let trees = trees.into_iter().map(|(from, listing)| {
-            let to = store.tree_path(&listing.digest());
-            (from, to)
+            let tree = listing.digest();
+            (from, store.tree_path(&tree), instead.contains(&tree))
         });
         let has_realisations = !realisations.is_empty();
         Ok(Staged {
@@ -347,7 +350,10 @@ impl Staged {
     fn place_trees(store: &Store, staged: &mut Staged) -> Result<(), StoreError> {
         // Where there is a tree, there is its listing: whoever has a tree to bring looks for that.
         place_all(&mut staged.listings)?;
-        staged.trees.drain(..).try_for_each(|(from, to)| place_tree(&from, &to))?;
+        staged.trees.drain(..).try_for_each(|(from, to, instead)| match instead {
+            true => store.replace(&from, &to),
+            false => place_tree(&from, &to),
+        })?;
         staged.links.drain(..).try_for_each(|(path, target)| store.link(&path, &target))
     }
 

@@ -33,11 +33,13 @@ mod materialise;
 mod open_tree;
 mod presence;
 mod rely;
+mod replaced;
 mod roots;
 pub mod staged;
 mod store;
 mod upgrade;
 mod verification;
+pub mod verify;
 mod visit;
 
 pub use assurance::{Assurance, Validity};

@@ -44,7 +44,7 @@ pub struct Scratch {
 #[derive(Debug)]
 pub(crate) struct Session {
     path: PathBuf,
-    lock: PathBuf,
+    pub(crate) lock: PathBuf,
     _held: Flock<File>,
     /// Scratch directories that are empty again, and how many were ever made. No build sees these
     /// directories themselves, only ones that are made in them for it alone.
@@ -137,6 +137,7 @@ impl Store {
         for directory in [self.directory("eval"), self.root().to_owned()] {
             staged::sweep(&directory).at("list", &directory)?;
         }
+        self.sweep_replaced()?;
         self.sweep_evidence()?;
         self.sweep_partial()
     }
@@ -281,6 +282,14 @@ pub(crate) fn hold_file(path: &Path) -> Result<Option<Flock<File>>, StoreError> 
         if fs::metadata(path).is_ok_and(|current| current.ino() == ours.ino()) {
             return Ok(Some(held));
         }
+    }
+}
+
+/// Whether somebody has a file locked. One that can't be asked about is somebody's.
+pub(crate) fn is_held(path: &Path) -> bool {
+    match files::open_plain(path) {
+        Ok(file) => matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)),
+        Err(error) => error.kind() != ErrorKind::NotFound,
     }
 }
 

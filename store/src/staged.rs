@@ -330,7 +330,7 @@ pub fn sweep(directory: &Path) -> io::Result<()> {
 }
 
 /// Whether a name is one of staged files.
-pub(crate) fn is_staged(name: &OsStr) -> bool {
+pub fn is_staged(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(PREFIX.as_bytes())
 }
 

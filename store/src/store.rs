@@ -34,7 +34,7 @@ use crate::verification;
 pub const FORMAT: u32 = 2;
 
 /// The directories of a store, in the order in which they are made.
-const DIRECTORIES: &[&str] = &[
+pub(crate) const DIRECTORIES: &[&str] = &[
     "objects",
     "trees",
     "info",
@@ -69,8 +69,8 @@ pub struct Store {
     pub(crate) stamps: verification::Remembered,
     /// Whose turn it is to verify.
     pub(crate) assuring: Mutex<()>,
-    /// Trees that were moved aside.
-    pub(crate) set_aside: Mutex<BTreeSet<Digest>>,
+    /// Trees that were given up.
+    pub(crate) given_up: Mutex<BTreeSet<Digest>>,
     /// When it was opened.
     pub(crate) opened: SystemTime,
     pub(crate) validity: Validity,
@@ -127,6 +127,30 @@ impl Store {
             }
             Err(error) => return Err(error).at("read", &meta),
         }
+        Store::of(root, access)
+    }
+
+    /// As [`open`](Store::open), also if what makes the directory a store is damaged or missing,
+    /// as long as everything else says that it is one: to be verified and repaired.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_damaged(root: &Path, access: Access) -> Result<Store, StoreError> {
+        let text = fs::read(root.join("meta")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        // Of another format is what says so in due form.
+        let damaged = match check_format(root, &text) {
+            Err(StoreError::Format { found, .. }) => found == DAMAGED_META,
+            _ => false,
+        };
+        if damaged && ["trees", "info", "objects"].iter().all(|name| root.join(name).is_dir()) {
+            return Store::of(root, access);
+        }
+        Store::open(root, access)
+    }
+
+    fn of(root: &Path, access: Access) -> Result<Store, StoreError> {
+        let (writable, synced) = (access != Access::Read, access != Access::WriteUnsynced);
         if writable {
             check_owner(root)?;
             let locks = root.join("locks");
@@ -143,7 +167,7 @@ impl Store {
             infos: Kept::with_weighter(KEPT_ITEMS, KEPT_BYTES, MemoryBytes),
             stamps: verification::Remembered::default(),
             assuring: Mutex::default(),
-            set_aside: Mutex::default(),
+            given_up: Mutex::default(),
             opened: SystemTime::now(),
             validity: Validity::default(),
         };
@@ -419,6 +443,8 @@ fn check_owner(root: &Path) -> Result<(), StoreError> {
     }
 }
 
+const DAMAGED_META: &str = "a damaged `meta`";
+
 /// `meta` is `srp store`, `format <number>`, then a line `feature <name>` for each feature without
 /// knowing which the store can't be read. Returns the number, of a format that can be read.
 pub(crate) fn check_format(root: &Path, text: &str) -> Result<u32, StoreError> {
@@ -426,13 +452,13 @@ pub(crate) fn check_format(root: &Path, text: &str) -> Result<u32, StoreError> {
         |found: String| StoreError::Format { path: root.to_owned(), found, known: FORMAT };
     let mut lines = text.lines();
     if lines.next() != Some("srp store") {
-        return Err(unknown("a damaged `meta`".to_owned()));
+        return Err(unknown(DAMAGED_META.to_owned()));
     }
     let format = lines.next().and_then(|line| line.strip_prefix("format "));
     let format = match format.and_then(|number| number.parse::<u32>().ok()) {
         Some(known @ 1..=FORMAT) => known,
         Some(other) => return Err(unknown(format!("format {other}"))),
-        None => return Err(unknown("a damaged `meta`".to_owned())),
+        None => return Err(unknown(DAMAGED_META.to_owned())),
     };
     match lines.next() {
         None => Ok(format),

@@ -258,7 +258,10 @@ impl Substituters {
     }
 
     /// An object's record, and the number of the cache that has it.
-    fn record(&self, id: &ObjectId) -> Result<Option<(usize, ObjectRecord)>, StoreError> {
+    pub(crate) fn record(
+        &self,
+        id: &ObjectId,
+    ) -> Result<Option<(usize, ObjectRecord)>, StoreError> {
         if let Some(known) = self.records.lock().expect("no holder panics").get(id) {
             return Ok(known.clone());
         }

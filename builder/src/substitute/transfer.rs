@@ -6,8 +6,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use srp_store::cache::{Fetcher, Holdings, concurrently};
-use srp_store::{Object, ObjectId, Registration, Store, StoreError};
+use srp_store::cache::{Asked, Fetcher, Holdings, Sealed, Signer, Statement, concurrently};
+use srp_store::{Object, ObjectId, Registration, ResolvedHash, Store, StoreError};
 
 use crate::substitute::offer::{Offer, Part};
 use crate::substitute::substituters::Substituters;
@@ -61,6 +61,48 @@ impl Substituters {
             store.commit(registration)?;
         }
         Ok(())
+    }
+
+    /// Fetches one object, which its id says all of, from the first cache that has it; the cache's
+    /// address. What it refers to must be here.
+    pub(crate) fn bring(
+        &self,
+        store: &Store,
+        id: &ObjectId,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Option<String>, StoreError> {
+        let Some((site, record)) = self.record(id)? else { return Ok(None) };
+        let part = Part { record, cache: self.sites[site].url().to_owned(), site };
+        // Only its record may be lost.
+        if !store.register_trees(&[&part.record.object])? {
+            match self.once(store, &part, progress) {
+                Ok(()) => {}
+                Err(TransferError::Unavailable { .. }) => return Ok(None),
+                Err(TransferError::Store(error)) => return Err(error),
+            }
+            store.register_trees(&[&part.record.object])?;
+        }
+        Ok(store.contains(id)?.then_some(part.cache))
+    }
+
+    /// A statement on a resolved derivation by a signer, from the first cache that has it.
+    pub(crate) fn statement(
+        &self,
+        resolved: ResolvedHash,
+        signer: Signer,
+    ) -> Result<Option<(Sealed<Statement>, String)>, StoreError> {
+        for site in &self.sites {
+            let asked = Asked::Resolved(resolved);
+            let found = site.ask(|cache| cache.statements(asked, &[signer]).map(Some))?;
+            let sound = |it: &Sealed<Statement>| {
+                let is_signed = it.check(&self.policy.trusted).is_ok();
+                it.signer() == signer && it.unverified().resolved == resolved && is_signed
+            };
+            if let Some(found) = found.into_iter().flatten().find(sound) {
+                return Ok(Some((found, site.url().to_owned())));
+            }
+        }
+        Ok(None)
     }
 
     /// Fetches an object's tree unless another thread is at it; then waits for that.

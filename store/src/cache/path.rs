@@ -89,7 +89,8 @@ impl fmt::Display for CachePath {
     }
 }
 
-fn signer_name(signer: Signer) -> String {
+/// What a file is named after its signer.
+pub(crate) fn signer_name(signer: Signer) -> String {
     signer.map_or_else(|| UNSIGNED.to_owned(), |key| key.to_string())
 }
 

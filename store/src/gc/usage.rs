@@ -47,6 +47,7 @@ impl Usage {
 /// Where what isn't an object lies, in files or directories that belong together.
 const PLACES: &[(&str, Kind)] = &[
     ("composed", Kind::Composed),
+    ("replaced", Kind::Leftovers),
     ("served", Kind::Packs),
     ("eval", Kind::Evaluations),
     ("partial", Kind::Partial),
