@@ -142,6 +142,7 @@ struct File {
     evaluation: WrittenEvaluation,
     #[serde(default)]
     verification: WrittenVerification,
+    #[serde(default)]
     gc: WrittenGc,
 }
 
