@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used)] // a test that can't go on should panic
 
+#[path = "crash/sound.rs"]
+mod sound;
 mod support;
 
 mod cases {

@@ -12,13 +12,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::sound;
 use crate::support::host::{mark, skipped};
 use crate::support::place::list;
 use crate::support::processes::{eventually, processes_with};
 use crate::support::{Place, Run};
-
-#[path = "../crash/sound.rs"]
-mod sound;
 
 const COMPONENTS: &str = r#"
 lib = sh("lib", "echo lib > $out/usr/lib-of-it")

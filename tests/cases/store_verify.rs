@@ -12,13 +12,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::sound;
 use crate::support::host::{as_nobody, is_root, mark, skipped};
 use crate::support::place::list;
 use crate::support::processes::{eventually, processes_with};
 use crate::support::{Place, Run};
-
-#[path = "../crash/sound.rs"]
-mod sound;
 
 /// Builds with equal files, with references, and with many inputs, so that their root is composed.
 const COMPONENTS: &str = r#"

@@ -99,8 +99,6 @@ fn is_about(sealed: &Sealed<Statement>, resolved: &ResolvedHash, path: &Path) ->
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
     use crate::cache::statement::tests::{sample, secret};
     use crate::store::Access;

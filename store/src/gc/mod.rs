@@ -1,12 +1,12 @@
 //! Collecting garbage: removing what no root, no running process and no recent use keeps.
 //!
-//! What is kept is decided in [`kept`], on the graph of all objects ([`graph`], [`mark`]); what
-//! goes, and in which order, in [`plan`], which changes nothing and is what a dry run shows;
-//! [`collect`] carries it out. docs/store-layout.md has the table of what is kept by kind.
+//! What is kept is decided in `kept`, on the graph of all objects (`graph`, `mark`); what
+//! goes, and in which order, in `plan`, which changes nothing and is what a dry run shows;
+//! `collect` carries it out. docs/store-layout.md has the table of what is kept by kind.
 //!
 //! A collection never waits for builds, and they wait for it only while a few files are renamed:
 //!
-//! 1. With the gate ([`rely`](crate::rely)) taken for a moment it reads what living processes rely
+//! 1. With the gate (`rely`) taken for a moment it reads what living processes rely
 //!    on, and makes the file that tells it of whatever they come to rely on later.
 //! 2. Roots and records are read, and everything is planned, without any lock.
 //! 3. What goes, goes in small batches, each with the gate taken and after a look at what was added

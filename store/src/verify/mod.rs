@@ -4,9 +4,9 @@
 //! derivations, statements. *Bytes* are the files of trees, composed roots and sources, and are
 //! hashed: all of them, those of some objects, or those whose turn it is ([`Part`]).
 //!
-//! Nothing is changed by it but stamps ([`verification`](crate::verification)). Others may write to
+//! Nothing is changed by it but stamps (`verification`). Others may write to
 //! the store meanwhile, so what looks wrong is looked at twice before it is a finding. What can be
-//! done about findings without a builder or a cache is in [`repair`]; the rest is the builder's.
+//! done about findings without a builder or a cache is in `repair`; the rest is the builder's.
 //!
 //! Logs, audits, partial transfers and the index are not looked at: nothing says what they should
 //! be, or they are checked whenever they are used and nothing relies on them.
