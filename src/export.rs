@@ -60,7 +60,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
         key: key.as_ref(),
         builder: signing::builder(key.as_ref()),
     };
-    let mut to = Metered { to: output.file(), meter: meter.clone() };
+    let mut to = Metered { to: meter.interruptible(output.file()), meter: meter.clone() };
     let exported = exporter.export(&asked, &mut to);
     meter.finish();
     let contents = exported.map_err(|error| meter.explain(error, "what was written is no use"))?;

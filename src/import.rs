@@ -51,7 +51,14 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     let importer =
         Importer { store: &store, policy: &policy, trusted_outright: arguments.trusted_unsigned };
     let passing = meter.clone();
-    let imported = importer.import(from, &name, Arc::new(move |bytes| passing.pass(bytes)));
+    let failed = |error| CommandError::chain(ExitCode::User, error);
+    let input = meter.interruptible(from.try_clone().map_err(failed)?);
+    let progress = move |bytes| match bytes {
+        // A pipe may say nothing for ever.
+        0 => input.wait_to_read(),
+        bytes => passing.pass(bytes),
+    };
+    let imported = importer.import(from, &name, Arc::new(progress));
     meter.finish();
     let report = imported.map_err(|error| meter.explain(error, "what had come whole is kept"))?;
     if !context.options.quiet {

@@ -2,8 +2,11 @@
 //! is to end.
 
 use std::io::{Error, Result, Write};
+use std::os::fd::AsFd;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use srp_builder::CancelToken;
 
 use crate::context::Context;
@@ -36,6 +39,11 @@ impl Meter {
         if self.cancel.is_cancelled() { Err(Error::other("it was interrupted")) } else { Ok(()) }
     }
 
+    /// A file whose reading and writing the first signal ends, whoever is at its other end.
+    pub(crate) fn interruptible<F>(&self, file: F) -> Interruptible<F> {
+        Interruptible { file, cancel: self.cancel.clone() }
+    }
+
     /// Nothing more will pass.
     pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
@@ -65,5 +73,55 @@ impl<W: Write> Write for Metered<W> {
 
     fn flush(&mut self) -> Result<()> {
         self.to.flush()
+    }
+}
+
+/// See [`Meter::interruptible`].
+pub(crate) struct Interruptible<F> {
+    file: F,
+    cancel: CancelToken,
+}
+
+/// As much as a pipe takes at once that has room for anything: a longer write could wait in the middle.
+const PIPE_BYTES: usize = 4096;
+
+impl<F: AsFd> Interruptible<F> {
+    /// Waits until there is something to read, or the end; an error if srp is to end.
+    pub(crate) fn wait_to_read(&self) -> Result<()> {
+        self.wait(PollFlags::POLLIN)
+    }
+
+    /// Waits until the file is ready; an error if srp is to end.
+    fn wait(&self, for_what: PollFlags) -> Result<()> {
+        loop {
+            let mut polled = [
+                PollFd::new(self.cancel.descriptor(), PollFlags::POLLIN),
+                PollFd::new(self.file.as_fd(), for_what),
+            ];
+            match poll(&mut polled, PollTimeout::NONE) {
+                Err(Errno::EINTR) => continue,
+                result => result?,
+            };
+            if self.cancel.is_cancelled() {
+                return Err(Error::other("it was interrupted"));
+            }
+            if polled[1].any().unwrap_or(true) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl<F: AsFd + Write> Write for Interruptible<F> {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+        self.wait(PollFlags::POLLOUT)?;
+        let kind = rustix::fs::fstat(&self.file)?.st_mode;
+        let is_file = rustix::fs::FileType::from_raw_mode(kind).is_file();
+        let some = if is_file { bytes.len() } else { bytes.len().min(PIPE_BYTES) };
+        self.file.write(&bytes[..some])
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.file.flush()
     }
 }

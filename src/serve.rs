@@ -61,9 +61,9 @@ Examples:
   srp serve --token-file ~/.srp-token --tls-cert cert.pem --tls-key key.pem stage1.x86_64-musl";
 
 pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
-    let cancel = interrupt::token()?;
     let key = arguments.signing.key(context)?;
     let settings = settings(arguments)?;
+    let cancel = interrupt::token()?;
     let (has_token, scheme) =
         (settings.token.is_some(), if settings.tls.is_some() { "https" } else { "http" });
     // First of all: that a port is taken should be known before minutes of packing.

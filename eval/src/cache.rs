@@ -178,7 +178,10 @@ impl Cache {
     fn files(&self) -> Vec<(PathBuf, io::Result<Vec<u8>>)> {
         let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
         let paths = entries.filter(|entry| !staged::is_staged(&entry.file_name()));
-        paths.map(|entry| entry.path()).map(|path| (path.clone(), fs::read(&path))).collect()
+        paths
+            .map(|entry| entry.path())
+            .map(|path| (path.clone(), srp_store::read_plain(&path)))
+            .collect()
     }
 
     /// Where an entry is; its graph is beside it.

@@ -23,7 +23,7 @@ use crate::listing::Listing;
 use crate::open_tree::{self, OpenTree};
 use crate::store::Store;
 use crate::tree::{Entry, TREE_TIME_SECONDS};
-use crate::verification::{Damage, DamageKind, Place, Stamp, TreeReport};
+use crate::verification::{Damage, DamageKind, Lost, Place, Stamp, TreeReport};
 
 /// How lately trees must have been verified, and what happens while they are.
 #[derive(Clone, Copy)]
@@ -291,7 +291,7 @@ impl Store {
         cancel: Option<&AtomicBool>,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<TreeReport, StoreError> {
-        let mut report = self.verify(place, || kept.clone(), cancel, progress)?;
+        let mut report = self.verify(place, || kept.clone(), Lost::MakeAgain, cancel, progress)?;
         self.mend_report(place, &mut report)?;
         Ok(report)
     }

@@ -32,6 +32,7 @@ use crate::presence::link_target;
 use crate::realisation::{Claim, Realisation};
 use crate::rely::Relied;
 use crate::store::Store;
+use crate::verification::Lost;
 
 /// What is registered together: all of it or, after a crash, none that refers to the rest.
 #[derive(Debug, Default)]
@@ -166,7 +167,7 @@ impl Store {
                 continue;
             }
             let kept = || Some(Arc::clone(&listing));
-            let mut report = self.verify(&place, kept, None, &|_| {})?;
+            let mut report = self.verify(&place, kept, Lost::MakeAgain, None, &|_| {})?;
             self.mend_report(&place, &mut report)?;
             if let Some(damage) = report.first() {
                 let path = place.directory.display();

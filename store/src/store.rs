@@ -109,7 +109,7 @@ impl Store {
     pub fn open(root: &Path, access: Access) -> Result<Store, StoreError> {
         let (writable, synced) = (access != Access::Read, access != Access::WriteUnsynced);
         let meta = root.join("meta");
-        match fs::read_to_string(&meta) {
+        match files::read_text(&meta) {
             Ok(text) => match check_format(root, &text)? {
                 FORMAT => {}
                 // What differs is of no interest to whoever only reads.
@@ -136,7 +136,7 @@ impl Store {
     /// # Errors
     /// As there.
     pub fn open_damaged(root: &Path, access: Access) -> Result<Store, StoreError> {
-        let text = fs::read(root.join("meta")).unwrap_or_default();
+        let text = files::read(&root.join("meta")).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         // Of another format is what says so in due form.
         let damaged = match check_format(root, &text) {

@@ -27,7 +27,7 @@ pub(crate) fn upgrade(root: &Path, found: u32, synced: bool) -> Result<(), Store
     let _held =
         Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).at("lock", &path)?;
     let meta = root.join("meta");
-    if check_format(root, &fs::read_to_string(&meta).at("read", &meta)?)? == FORMAT {
+    if check_format(root, &files::read_text(&meta).at("read", &meta)?)? == FORMAT {
         return Ok(()); // another srp was at it
     }
     tracing::info!(path = %root.display(), found, FORMAT, "the store is brought to this srp's format");

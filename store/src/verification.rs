@@ -31,6 +31,7 @@ use crate::files;
 use crate::ingest::FILES_PER_TASK;
 use crate::listing::Listing;
 use crate::open_tree::{self, Listed, OpenTree, in_words};
+use crate::presence::hash_tree;
 use crate::store::Store;
 use crate::tree::{Directory, Entry, TREE_TIME_SECONDS, printable};
 use crate::visit::join;
@@ -189,6 +190,15 @@ impl std::fmt::Display for Damage {
 /// long as the listing has the time that it had: whoever may write to the store knows better.
 pub(crate) type Remembered = Mutex<HashMap<PathBuf, (Option<SystemTime>, Stamp)>>;
 
+/// What becomes of a listing that is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// It is made again from the tree, which is hashed for it.
+    MakeAgain,
+    /// It stays lost, and the tree is hashed without it.
+    Leave,
+}
+
 /// A tree and its listing, wherever in the store they lie.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
@@ -227,7 +237,7 @@ impl Store {
     ) -> Result<TreeReport, StoreError> {
         let place = self.place(tree);
         let kept = || self.listings.get(tree);
-        self.verify(&place, kept, cancel, progress)
+        self.verify(&place, kept, Lost::MakeAgain, cancel, progress)
     }
 
     pub(crate) fn place(&self, tree: &Digest) -> Place {
@@ -256,6 +266,7 @@ impl Store {
         &self,
         place: &Place,
         kept: impl FnOnce() -> Option<Arc<Listing>>,
+        lost: Lost,
         cancel: Option<&AtomicBool>,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<TreeReport, StoreError> {
@@ -281,6 +292,20 @@ impl Store {
         };
         let listing = match self.listing_in(place)? {
             Some(listing) => Arc::new(listing),
+            None if lost == Lost::Leave => {
+                let found = hash_tree(&place.directory)?;
+                if found.digest() != place.digest {
+                    report.damages = whole(DamageKind::Unlisted { found: found.digest() });
+                }
+                found.walk(&mut |_, entry| {
+                    if let Entry::File { size_bytes, .. } = entry {
+                        report.files += 1;
+                        report.size_bytes += size_bytes;
+                    }
+                });
+                progress(report.size_bytes);
+                return Ok(report);
+            }
             None => {
                 let listing = match kept() {
                     Some(listing) => self.write_lost_listing(place, &listing).map(|()| listing),

@@ -10,7 +10,7 @@
 //! | descriptors | closed when srp executes a program; closed 0, 1 and 2 are `/dev/null` (Rust's runtime) |
 //! | soft limits of memory, files, file sizes and the stack | raised to the hard ones |
 //! | hard limits lower than every build's | refused with an error, unless srp is root and can raise them |
-//! | umask | srp's own files are never taken from their owner; builds have 022 |
+//! | umask | srp's own files are never taken from their owner, nor given to others to write; builds have 022 |
 //! | personality | none |
 //! | working directory | the launcher's is `/`: a deleted one matters to relative paths only |
 //! | environment | builds have their own, the launcher has none |
@@ -77,7 +77,7 @@ pub fn normalise_process() {
     raise_soft(Resource::RLIMIT_STACK, STACK_BYTES);
     // What one may not write to oneself, one could not finish, either.
     let mask = umask(Mode::empty());
-    umask(mask & (Mode::S_IRWXG | Mode::S_IRWXO));
+    umask(mask & (Mode::S_IRWXG | Mode::S_IRWXO) | Mode::S_IWGRP | Mode::S_IWOTH);
     let _ = personality::set(Persona::empty());
 }
 

@@ -102,7 +102,7 @@ impl From<StoreError> for ImportError {
 
 impl Importer<'_> {
     /// Reads an export from a file or a pipe. Messages call it `name`; `progress` is told of bytes as
-    /// they are read, and ends it by an error. What comes after the export's end is left alone.
+    /// they are read, and of none before each read, when it may wait for them; its error ends it. What comes after the export's end is left alone.
     pub fn import(
         &self,
         from: File,

@@ -21,7 +21,8 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// No path in a cache is longer.
 const MAX_PATH_BYTES: u64 = 1000;
 
-/// Told of bytes as they come; its error ends the reading.
+/// Told of bytes as they come, and of none before each read, when it may wait until there is something;
+/// its error ends the reading.
 pub(crate) type Progress = Arc<dyn Fn(u64) -> std::io::Result<()> + Send + Sync>;
 
 /// Where in a cache an entry's bytes belong.
@@ -39,7 +40,7 @@ pub(crate) struct Stream {
 }
 
 struct State {
-    from: BufReader<File>,
+    from: BufReader<Waiting>,
     seekable: bool,
     progress: Progress,
     /// What is left of the entry whose header was read.
@@ -57,11 +58,31 @@ struct Pack {
     blocks_end: u64,
 }
 
+/// A file or pipe; before it is read, whoever watches is asked.
+struct Waiting {
+    from: File,
+    progress: Progress,
+}
+
+impl Read for Waiting {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        (self.progress)(0)?;
+        self.from.read(into)
+    }
+}
+
+impl Seek for Waiting {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        self.from.seek(to)
+    }
+}
+
 impl Stream {
     /// Reads from a file or a pipe; `name` is what messages call it.
     pub(crate) fn new(from: File, name: &str, progress: Progress) -> Stream {
         // What can be sought in needn't be read where it isn't needed.
         let seekable = from.metadata().is_ok_and(|metadata| metadata.is_file());
+        let from = Waiting { from, progress: Arc::clone(&progress) };
         let from = BufReader::with_capacity(CHUNK_BYTES, from);
         let (left, pack, broken) = (0, None, None);
         let state = State { from, seekable, progress, left, pack, broken };

@@ -19,10 +19,8 @@ use crate::digest::{Digest, Sha256};
 use crate::error::{IoContext, StoreError};
 use crate::files;
 use crate::listing::Listing;
-use crate::presence::hash_tree;
 use crate::store::Store;
-use crate::tree::Entry;
-use crate::verification::{Damage, DamageKind, Place, Stamp, TreeReport};
+use crate::verification::{Damage, DamageKind, Lost, Place, Stamp, TreeReport};
 use crate::verify::names::{Looked, read};
 use crate::verify::{Finding, LookedAt, PARTS, Part, Report, Subject, Unread, Verification, Watch};
 
@@ -165,13 +163,8 @@ impl Store {
                 return Ok(Some(Hashed::Source(sha256, path, looked)));
             }
         };
-        if matches!(subject, Subject::Composed(_)) && !look_at_listing(&place).is_sound() {
-            // An earlier srp made none.
-            if let Some(found) = self.list_composed(&place, watch)? {
-                return Ok(Some(Hashed::Tree(subject, place.directory, found)));
-            }
-        }
-        let verify = || self.verify(&place, || None, watch.cancel, &|bytes| watch.read(bytes));
+        let verify =
+            || self.verify(&place, || None, Lost::Leave, watch.cancel, &|bytes| watch.read(bytes));
         let mut found = verify()?;
         if !found.is_sound() {
             // Somebody may have replaced or removed it meanwhile.
@@ -181,31 +174,6 @@ impl Store {
             }
         }
         Ok(Some(Hashed::Tree(subject, place.directory, found)))
-    }
-
-    /// Hashes a composed root that has no listing, and makes that; none if it is damaged.
-    fn list_composed(
-        &self,
-        place: &Place,
-        watch: &Watch<'_>,
-    ) -> Result<Option<TreeReport>, StoreError> {
-        let Ok(listing) = hash_tree(&place.directory) else { return Ok(None) };
-        if listing.digest() != place.digest {
-            return Ok(None);
-        }
-        let mut found =
-            TreeReport { tree: place.digest, files: 0, size_bytes: 0, damages: Vec::new() };
-        listing.walk(&mut |_, entry| {
-            if let Entry::File { size_bytes, .. } = entry {
-                found.files += 1;
-                found.size_bytes += size_bytes;
-            }
-        });
-        watch.read(found.size_bytes);
-        if self.is_writable() {
-            self.write(&place.listing, &listing.encode(), 0o444)?;
-        }
-        Ok(Some(found))
     }
 
     fn hash_source(&self, sha256: &Sha256, path: &Path, watch: &Watch<'_>) -> Looked<u64> {
@@ -244,7 +212,7 @@ impl SourceStamps {
     }
 
     fn read(store: &Store) -> SourceStamps {
-        let text = fs::read_to_string(SourceStamps::path(store)).unwrap_or_default();
+        let text = files::read_text(&SourceStamps::path(store)).unwrap_or_default();
         let now = now();
         let stamps = text.lines().filter_map(|line| {
             let (sha256, time) = line.split_once(' ')?;
@@ -274,7 +242,7 @@ impl SourceStamps {
     }
 }
 
-fn look_at_listing(place: &Place) -> Looked<Listing> {
+pub(super) fn look_at_listing(place: &Place) -> Looked<Listing> {
     read(&place.listing).and_then(|bytes| {
         Listing::decode(&bytes, place.digest, &place.listing).map_err(|error| error.to_string())
     })

@@ -42,7 +42,7 @@ impl Equals {
             .par_iter()
             .map(|place| {
                 let mut found = Vec::new();
-                if let Ok(bytes) = fs::read(&place.listing)
+                if let Ok(bytes) = files::read(&place.listing)
                     && let Ok(listing) = Listing::decode(&bytes, place.digest, &place.listing)
                 {
                     listing.walk(&mut |path, entry| match entry {

@@ -24,7 +24,7 @@ use crate::presence::{link_target, undamaged};
 use crate::realisation::{Claim, Realisation, Route};
 use crate::store::Store;
 use crate::upgrade;
-use crate::verification::Place;
+use crate::verification::{Lost, Place};
 use crate::verify::equal::{Equals, needed};
 use crate::verify::names::{Looked, read};
 use crate::verify::records::look_at_derivation;
@@ -264,7 +264,7 @@ impl Store {
                 };
                 if structure.reserved.contains(tree) {
                     let path = self.tree_path(tree).join(Manifest::path(name));
-                    let text = fs::read_to_string(&path).unwrap_or_default();
+                    let text = files::read_text(&path).unwrap_or_default();
                     let Ok(manifest) = text.parse::<Manifest>() else { continue };
                     let components = manifest.components.iter();
                     object.references = components
@@ -319,7 +319,7 @@ impl Store {
             };
             self.set_attributes(&place, &listing, &finding.damages)?;
             let watch = how.watch;
-            let now = self.verify(&place, || None, watch.cancel, &|_| {})?;
+            let now = self.verify(&place, || None, Lost::MakeAgain, watch.cancel, &|_| {})?;
             match now.is_sound() {
                 true => {
                     finding.mended(Remedy::Attributes);
@@ -344,7 +344,13 @@ impl Store {
                 let made = self.make_anew(place, listing, &finding.damages, &equals, how.watch)?;
                 match made {
                     Ok(remedy) => {
-                        let now = self.verify(place, || None, how.watch.cancel, &|_| {})?;
+                        let now = self.verify(
+                            place,
+                            || None,
+                            Lost::MakeAgain,
+                            how.watch.cancel,
+                            &|_| {},
+                        )?;
                         match now.is_sound() {
                             true => finding.mended(remedy),
                             false => {
@@ -459,7 +465,7 @@ impl Store {
         let claim = claims.next();
         let directory = self.directory("statements").join(hash.to_string());
         for path in files::entries(&directory).unwrap_or_default() {
-            let Ok(sealed) = Sealed::<Statement>::from_bytes(&fs::read(&path).ok()?) else {
+            let Ok(sealed) = Sealed::<Statement>::from_bytes(&files::read(&path).ok()?) else {
                 continue;
             };
             let statement = sealed.unverified();
@@ -568,7 +574,7 @@ impl Store {
         };
         let (directory, hash, signer) = twin;
         let place = self.directory(directory).join(&hash).join(signer);
-        let bytes = fs::read(&place).unwrap_or_default();
+        let bytes = files::read(&place).unwrap_or_default();
         let sound = Sealed::<Statement>::from_bytes(&bytes)
             .is_ok_and(|it| it.unverified().resolved.to_string() == hash);
         match sound {

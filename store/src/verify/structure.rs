@@ -19,6 +19,7 @@ use crate::object::{Object, ObjectName, ReferenceKind};
 use crate::presence::link_target;
 use crate::realisation::{Claim, Realisation};
 use crate::store::{DIRECTORIES, Store, check_format};
+use crate::verify::bytes::look_at_listing;
 use crate::verify::names::{Looked, named, read};
 use crate::verify::{Report, Subject, Verification};
 
@@ -263,6 +264,12 @@ impl Store {
                     Err(error) => Looked::failed(error),
                 };
                 let there = report.take(Subject::Composed(digest), &path, looked);
+                // An earlier srp made none.
+                let place = self.composed_place(&digest);
+                match look_at_listing(&place) {
+                    Looked::Gone | Looked::Sound(_) => {}
+                    looked => drop(report.take(Subject::Composed(digest), &place.listing, looked)),
+                }
                 report.structure.composed.extend(there.map(|()| digest));
             }
         }
