@@ -296,6 +296,7 @@ impl Store {
                 let found = hash_tree(&place.directory)?;
                 if found.digest() != place.digest {
                     report.damages = whole(DamageKind::Unlisted { found: found.digest() });
+                    self.set_stamp(place, file.as_ref(), Stamp::Damaged);
                 }
                 found.walk(&mut |_, entry| {
                     if let Entry::File { size_bytes, .. } = entry {

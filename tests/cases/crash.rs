@@ -121,6 +121,33 @@ fn every_command_that_takes_time_is_interrupted_with_the_same_exit_code() {
 }
 
 #[test]
+fn whoever_waits_for_a_pipe_ends_by_the_first_signal() {
+    let place =
+        Place::new(r#"return {"": sh("x", "dd if=/dev/urandom of=$out/usr/x bs=512k count=2")}"#);
+    place.realise("t.x");
+    nix::unistd::mkfifo(&place.path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let waiting: [&[&str]; 3] = [
+        // Nothing comes; nobody takes what goes; nobody says the token.
+        &["import"],
+        &["export", "t.x", "--unsigned"],
+        &["serve", "--token-file", "pipe", "--listen", "127.0.0.1:0"],
+    ];
+    for (number, arguments) in waiting.iter().enumerate() {
+        let signal = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP][number];
+        let mut command = place.command(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(700));
+        assert_eq!(child.try_wait().unwrap(), None, "{arguments:?} has ended");
+        let start = Instant::now();
+        send(&child, signal);
+        let status = child.wait().unwrap();
+        assert_eq!(status.code(), Some(130), "{arguments:?}, {signal}: {status}");
+        assert!(start.elapsed() < Duration::from_secs(5), "{arguments:?}: {:?}", start.elapsed());
+    }
+}
+
+#[test]
 fn a_rootfs_that_a_killed_srp_had_begun_is_removed_by_the_next() {
     let place = Place::new(
         r#"return {"": sh("big", "for i in $(seq 200); do dd if=/dev/urandom of=$out/usr/$i bs=512k count=1; done")}"#,

@@ -496,3 +496,34 @@ fn remove(path: &Path) {
         fs::remove_file(path).unwrap();
     }
 }
+
+/// Without --repair a lost listing stays lost, a tree's and a composed root's, and is damage each time.
+#[test]
+fn listings_are_not_made_anew_by_looking() {
+    let place = Place::new(COMPONENTS);
+    place.realise("t.x");
+    let mut listings = Vec::new();
+    for directory in ["trees", "composed"] {
+        let of_it = list(&place.store().join(directory));
+        let found = of_it.into_iter().find(|it| it.extension().is_some_and(|it| it == "listing"));
+        listings.push(found.expect("a listing"));
+    }
+    for listing in listings {
+        let right = fs::read(&listing).unwrap();
+        let mut wrong = right.clone();
+        wrong[20] ^= 4;
+        fs::set_permissions(&listing, fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(&listing, &wrong).unwrap();
+        for _ in 0..2 {
+            let run = place.srp(&["store", "verify", "--all"]).exited(4);
+            assert!(
+                run.to_string().contains(listing.file_name().unwrap().to_str().unwrap()),
+                "{run}"
+            );
+            assert_eq!(fs::read(&listing).unwrap(), wrong, "it was changed");
+        }
+        place.srp(&["store", "verify", "--all", "--repair"]).succeeded();
+        place.srp(&["store", "verify", "--all"]).succeeded();
+        place.realise("t.x");
+    }
+}

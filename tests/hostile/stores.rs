@@ -169,13 +169,23 @@ fn pipes_in_the_place_of_files() {
             in_time(&["cache", "push", "t.x", "--to", "cache", "--unsigned"]);
         });
     }
-    for kind in ["info", "realisations", "derivations", "eval", "roots", "logs"] {
-        for path in files(&place.store().join(kind)) {
-            replaced(&path, &|| {
-                in_time(&["realise", "t.x"]);
-                in_time(&["log", "t.x"]);
-                in_time(&["closure", "t.x"]);
-            });
-        }
+    place.srp(&["store", "verify", "--all"]).succeeded();
+    place.srp(&["store", "gc"]).succeeded();
+    let mut of_store: Vec<PathBuf> =
+        ["meta", "verified", "graph"].map(|it| place.store().join(it)).into();
+    for kind in ["info", "realisations", "derivations", "eval", "roots", "logs", "sources"] {
+        of_store.extend(files(&place.store().join(kind)));
+    }
+    let listings = files(&place.store().join("trees"));
+    of_store.extend(listings.into_iter().filter(|it| it.extension().is_some()));
+    for path in of_store.iter().filter(|it| it.exists()) {
+        replaced(path, &|| {
+            in_time(&["store", "verify", "--all"]);
+            in_time(&["store", "gc", "--dry-run"]);
+            in_time(&["store", "stat"]);
+            in_time(&["realise", "t.x"]);
+            in_time(&["log", "t.x"]);
+            in_time(&["closure", "t.x"]);
+        });
     }
 }
