@@ -161,15 +161,6 @@ impl Store {
         self.given_up.lock().expect("no holder panics").insert(*tree)
     }
 
-    /// Sets modes and times right that a report says are wrong, and nothing else.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn mend_attributes(&self, report: &TreeReport) -> Result<(), StoreError> {
-        self.check_writable()?;
-        self.mend(&self.place(&report.tree), &report.damages)
-    }
-
     /// Notes that something in a tree was found to be damaged while it was read for another purpose:
     /// it counts as not here from now on, and is verified before it is used again.
     pub fn distrust(&self, tree: &Digest) {

@@ -46,7 +46,8 @@ fn open(path: &Path, flags: OFlag) -> std::io::Result<File> {
 /// Reads a whole plain file.
 pub fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut file = open_plain(path)?;
-    let mut bytes = Vec::with_capacity(usize::try_from(file.metadata()?.len()).unwrap_or_default());
+    // The room for it is asked for here, so that a file too large for memory is an error.
+    let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
@@ -236,6 +237,18 @@ mod tests {
         }
         remove_tree(&victim).expect("removed");
         assert!(!victim.exists());
+    }
+
+    #[test]
+    fn a_file_too_large_for_memory_is_an_error() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("large");
+        let largest = File::create(&path).expect("created").set_len(1 << 43);
+        if largest.is_err() {
+            eprintln!("SKIPPED: this file system has no files of 8 TiB");
+            return;
+        }
+        assert_eq!(read(&path).expect_err("8 TiB").kind(), ErrorKind::OutOfMemory);
     }
 
     #[test]
