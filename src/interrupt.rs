@@ -1,8 +1,8 @@
 //! Signals: the first one cancels, the second one ends srp at once.
 //!
-//! A command that has something to end in order asks for the [`token`] and ends when it is cancelled. Until it asks, the
-//! first signal ends srp, with the same exit code: what a process leaves is removed by the next one, as
-//! after a crash.
+//! A command that has something to end in order asks for the [`token`], and ends when that is
+//! cancelled. Until it asks, the first signal ends srp, with the same exit code: what a process leaves
+//! is removed by the next one, as after a crash.
 //!
 //! Signals are blocked in all threads and waited for by one of its own, so that no code ever runs
 //! in a signal handler. Sandboxes and their launcher have a mask of their own; they end with srp,

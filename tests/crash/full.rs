@@ -1,6 +1,7 @@
 //! The store's disk is full, or has no inodes left.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::unistd::geteuid;
@@ -41,19 +42,7 @@ fn a_full_disk_costs_the_work_and_nothing_else() {
         (0..half).map(|n| format!("size=1g,nr_inodes={}", used_inodes + 2 + 80 * n / half));
     let (mut failed, mut all) = (0, 0);
     for options in sizes.chain(inodes) {
-        let out = ground.place.path("out").join(options.replace([',', '='], "-"));
-        fs::create_dir_all(out.parent().unwrap()).unwrap();
-        let mut command = Command::new("unshare");
-        // A user may mount within a namespace of its own.
-        command.args(if geteuid().is_root() {
-            &["--mount"][..]
-        } else {
-            &["--mount", "--map-root-user"]
-        });
-        command.args(["sh", "-c", SCRIPT, "sh"]);
-        command.arg(&kept).arg(ground.place.store()).arg(&out).arg(&options);
-        command.arg(crate::support::program()).args(["realise", "t.x"]);
-        let run = Run::of(ground.place.surround(&mut command));
+        let (run, out) = on_small_disk(&ground, SCRIPT, &kept, &options, &["realise", "t.x"]);
         let said = fs::read_to_string(out.with_extension("first")).unwrap_or_default();
         assert!(matches!(run.code, Some(0..=4)), "{options}: {run}{said}");
         assert!(!said.contains("panicked"), "{options}: {said}");
@@ -101,18 +90,9 @@ fn a_collection_makes_room_on_a_full_disk() {
         format!("size={}k,nr_inodes=1000000", used_kib + 64),
         format!("size=1g,nr_inodes={}", used_inodes + 2),
     ] {
-        let out = ground.place.path("out").join(options.replace([',', '='], "-"));
-        fs::create_dir_all(out.parent().unwrap()).unwrap();
-        let mut command = Command::new("unshare");
-        command.args(if geteuid().is_root() {
-            &["--mount"][..]
-        } else {
-            &["--mount", "--map-root-user"]
-        });
-        command.args(["sh", "-c", FILLED, "sh"]);
-        command.arg(&kept).arg(ground.place.store()).arg(&out).arg(&options);
-        command.arg(crate::support::program()).args(["store", "gc", "--older-than", "0s"]);
-        Run::of(ground.place.surround(&mut command)).succeeded();
+        let arguments = ["store", "gc", "--older-than", "0s"];
+        let (run, out) = on_small_disk(&ground, FILLED, &kept, &options, &arguments);
+        run.succeeded();
         let store = out.with_extension("store");
         let problems = crate::sound::problems(&store);
         assert!(problems.is_empty(), "{options}: {problems:#?}");
@@ -120,6 +100,27 @@ fn a_collection_makes_room_on_a_full_disk() {
         assert_eq!(objects.len(), 1, "{options}: {objects:?}");
         crate::remove(&store);
     }
+}
+
+/// Runs a script whose store is a tmpfs of these mount options, with srp and its arguments; and where the script
+/// writes.
+fn on_small_disk(
+    ground: &Ground,
+    script: &str,
+    kept: &Path,
+    options: &str,
+    arguments: &[&str],
+) -> (Run, PathBuf) {
+    let out = ground.place.path("out").join(options.replace([',', '='], "-"));
+    fs::create_dir_all(out.parent().unwrap()).unwrap();
+    let mut command = Command::new("unshare");
+    // A user may mount within a namespace of its own.
+    let root = geteuid().is_root();
+    command.args(if root { &["--mount"][..] } else { &["--mount", "--map-root-user"] });
+    command.args(["sh", "-c", script, "sh"]);
+    command.arg(kept).arg(ground.place.store()).arg(&out).arg(options);
+    command.arg(crate::support::program()).args(arguments);
+    (Run::of(ground.place.surround(&mut command)), out)
 }
 
 fn number(command: &[&str]) -> u64 {
