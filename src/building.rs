@@ -39,7 +39,7 @@ const LOG_BYTES: u64 = 1 << 30;
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Building")]
 pub(crate) struct Effort {
-    /// How many builds run at once [default: the number of cores]
+    /// How many builds run at once [default: one more than there are cores]
     #[arg(long, short, value_name = "N")]
     pub(crate) jobs: Option<std::num::NonZeroUsize>,
     /// How many cores all builds share [default: all]
@@ -77,7 +77,9 @@ impl Workshop {
         };
         let cores = chosen(effort.cores, context.config.cores).unwrap_or(all);
         let options = Options {
-            jobs: chosen(effort.jobs, context.config.jobs).unwrap_or(cores),
+            // One more than cores: each build waits now and then, for the disk, or for the kernel
+            // to make and end its sandbox.
+            jobs: chosen(effort.jobs, context.config.jobs).unwrap_or(cores + 1),
             cores,
             fetches: FETCHES,
             substitutions: SUBSTITUTIONS,

@@ -74,7 +74,11 @@ fn main() -> std::process::ExitCode {
         Some(argument) if argument == "__evaluate" => srp_eval::worker_main(),
         _ => {}
     }
-    srp_builder::sandbox::normalise_process();
+    if let Err(limit) = srp_builder::sandbox::normalise_process() {
+        let error = error::CommandError::chain(ExitCode::User, limit);
+        error.hint("start srp where it is higher").print(Style::new(style::Color::Auto, true));
+        return std::process::ExitCode::from(ExitCode::User as u8);
+    }
     let CommandLine { options, command } = CommandLine::parse();
     let options = options.or_of(&|name| std::env::var_os(name));
     let style = Style::new(options.color, std::env::var_os("NO_COLOR").is_some());

@@ -142,6 +142,12 @@ fn write_rootfs(
     directory: &Path,
 ) -> CommandResult<Value> {
     let directory = building::absolute(directory)?;
+    if let Some(place) = directory.parent().and_then(|parent| parent.canonicalize().ok())
+        && store.root().canonicalize().is_ok_and(|root| place.starts_with(root))
+    {
+        let message = format!("{} would lie in the store itself", directory.display());
+        return Err(CommandError::usage(message).hint("write the root somewhere else"));
+    }
     let object = store.info(&object.id)?.object;
     let composition = store.compose_object(&object, ReferenceKind::RUN)?;
     let cancel = interrupt::token()?;

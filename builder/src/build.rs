@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use srp_store::compose::Composition;
 use srp_store::ingest::{self, Rules};
 use srp_store::{
-    BASE_LAYOUT, Build, Digest, Listing, Object, ObjectId, OpenTree, OutputName, Reference,
+    BASE_LAYOUT, Build, Crew, Digest, Listing, Object, ObjectId, OpenTree, OutputName, Reference,
     ReferenceKind, Registration, Role, Route, Scratch, Skeleton, StoreError, TREE_TIME_SECONDS,
 };
 
@@ -69,8 +69,8 @@ impl Work<'_> {
         let outcome = self.execute(build, &roots, &scratch, &log, &|_| {}, free)?;
         // Had damage been found meanwhile, what was built would be worth nothing.
         self.assure(&roots)?;
-        let trees = self.take(build, &scratch)?;
-        let mut made = self.register(build, &roots, trees)?;
+        let (trees, findings) = self.examine(build, &scratch)?;
+        let mut made = self.register(build, &roots, trees, &findings)?;
         made.route = self.route(&outcome)?;
         Ok((made, Some(scratch)))
     }
@@ -263,11 +263,41 @@ impl Work<'_> {
     /// From the scratch directory, which is srp's own, every step down is by descriptor: what the
     /// builder put in an output's place leads nowhere.
     pub(crate) fn take(&self, build: &Build, scratch: &Scratch) -> Result<Trees, FailureCause> {
-        let mut listings = Trees::new();
         let outputs = OpenTree::open(scratch.path())?.reclaim("out")?;
+        Crew::begin(&[], &[&outputs], |crew| {
+            let taken = self.take_by(crew, build, &outputs)?;
+            Ok(taken.into_iter().map(|(output, taken)| (output, taken.tree)).collect())
+        })?
+    }
+
+    /// Takes what the builder wrote, and searches it: for paths of the sandbox, and for what it
+    /// needs.
+    fn examine(&self, build: &Build, scratch: &Scratch) -> Result<(Trees, Findings), FailureCause> {
+        let outputs = OpenTree::open(scratch.path())?.reclaim("out")?;
+        Crew::begin(&[], &[&outputs], |crew| {
+            let taken = self.take_by(crew, build, &outputs)?;
+            if build.allow_sandbox_paths.is_none() {
+                self.search(crew, build, taken.values().map(|taken| &taken.open))?;
+            }
+            let (mut trees, mut findings) = (Trees::new(), Findings::new());
+            for (output, taken) in taken {
+                findings.insert(output.clone(), scan::scan(crew, &taken.open, self.cancel)?);
+                trees.insert(output, taken.tree);
+            }
+            Ok((trees, findings))
+        })?
+    }
+
+    fn take_by(
+        &self,
+        crew: &Crew,
+        build: &Build,
+        outputs: &OpenTree,
+    ) -> Result<BTreeMap<OutputName, Taken>, FailureCause> {
+        let mut all = BTreeMap::new();
         for output in &build.outputs {
             let name = || output.to_string();
-            let tree = outputs.reclaim(output.as_str()).map_err(|error| match error {
+            let open = outputs.reclaim(output.as_str()).map_err(|error| match error {
                 StoreError::NotADirectory { what, .. } => {
                     FailureCause::NotADirectory { output: name(), what }
                 }
@@ -277,16 +307,39 @@ impl Work<'_> {
             let permissions = (*output == OutputName::out()).then_some(&build.permissions);
             let rules = Rules { permissions, drop_shared: true, ..self.rules() };
             let refused = |source| FailureCause::Output { output: name(), source };
-            let listing = ingest::take(&tree, rules).map_err(refused)?;
+            let listing = ingest::take_by(crew, &open, rules).map_err(refused)?;
             if listing.root().is_empty() {
                 return Err(FailureCause::Empty { output: name() });
             }
             if listing.find(srp_store::compose::RESERVED).is_some() {
                 return Err(FailureCause::Reserved { output: name() });
             }
-            listings.insert(output.clone(), (tree.path().to_owned(), Arc::new(listing)));
+            let tree = (open.path().to_owned(), Arc::new(listing));
+            all.insert(output.clone(), Taken { open, tree });
         }
-        Ok(listings)
+        Ok(all)
+    }
+
+    /// Refuses outputs that name places of the sandbox.
+    fn search<'a>(
+        &self,
+        crew: &Crew,
+        build: &Build,
+        outputs: impl Iterator<Item = &'a OpenTree>,
+    ) -> Result<(), FailureCause> {
+        let allowed = |file: &str| {
+            let mut patterns = build.for_files.allow_sandbox_paths.keys();
+            patterns.any(|pattern| scan::matches(pattern, file))
+        };
+        let mut occurrences = Vec::new();
+        for tree in outputs {
+            let found = scan::forbidden(crew, tree, SANDBOX_PATHS, &allowed, self.cancel)?;
+            occurrences.extend(found.iter().map(ToString::to_string));
+        }
+        if occurrences.is_empty() {
+            return Ok(());
+        }
+        Err(FailureCause::SandboxPaths { occurrences })
     }
 
     /// How foreign trees are taken in: so much at most, and until somebody says stop.
@@ -295,50 +348,53 @@ impl Work<'_> {
         Rules { limits, cancel: Some(self.cancel.flag()), ..Rules::default() }
     }
 
-    /// Examines outputs, and makes objects of them.
+    /// Makes objects of outputs.
     fn register(
         &self,
         build: &Build,
         roots: &Roots,
-        mut listings: Trees,
+        mut trees: Trees,
+        findings: &Findings,
     ) -> Result<Made, FailureCause> {
-        if build.allow_sandbox_paths.is_none() {
-            let mut occurrences = Vec::new();
-            let allowed = |file: &str| {
-                let mut patterns = build.for_files.allow_sandbox_paths.keys();
-                patterns.any(|pattern| scan::matches(pattern, file))
-            };
-            for (tree, _) in listings.values() {
-                let tree = OpenTree::open(tree)?;
-                let found = scan::forbidden(&tree, SANDBOX_PATHS, &allowed, self.cancel)?;
-                occurrences.extend(found.iter().map(ToString::to_string));
-            }
-            if !occurrences.is_empty() {
-                return Err(FailureCause::SandboxPaths { occurrences });
-            }
-        }
         let mut registration = Registration::default();
         let mut outputs = Chosen::new();
-        for (output, object) in self.objects(build, roots, &listings)? {
-            let (tree, listing) = listings.remove(&output).expect("each output once");
+        for (output, object) in self.objects(build, roots, &trees, findings)? {
+            let (tree, listing) = trees.remove(&output).expect("each output once");
             registration.object(self.store, &object, listing, tree);
             outputs.insert(output, object.id());
         }
         Ok(Made { registration, outputs, route: Route::default() })
     }
 
+    /// The objects that trees of the store are which were outputs once, scanned anew.
+    pub(crate) fn objects_again(
+        &self,
+        build: &Build,
+        trees: &Trees,
+    ) -> Result<Vec<(OutputName, Object)>, FailureCause> {
+        let roots = self.roots()?;
+        let mut findings = Findings::new();
+        for (output, (tree, _)) in trees {
+            let tree = OpenTree::open(tree)?;
+            let found = Crew::begin(&[&tree], &[], |crew| scan::scan(crew, &tree, self.cancel))?;
+            findings.insert(output.clone(), found?);
+        }
+        self.objects(build, &roots, trees, &findings)
+    }
+
     /// The objects that outputs are, each after those of the same build that it refers to.
-    pub(crate) fn objects(
+    fn objects(
         &self,
         build: &Build,
         roots: &Roots,
-        listings: &Trees,
+        trees: &Trees,
+        findings: &Findings,
     ) -> Result<Vec<(OutputName, Object)>, FailureCause> {
-        let references = self.references(build, roots, listings)?;
+        let references = self.references(build, roots, trees, findings)?;
         let mut objects: Vec<(OutputName, Object)> = Vec::new();
         let mut ids = Chosen::new();
         // An output may refer to another of the same build: those it refers to are hashed first.
-        let mut pending: Vec<OutputName> = listings.keys().cloned().collect();
+        let mut pending: Vec<OutputName> = trees.keys().cloned().collect();
         while !pending.is_empty() {
             let next = pending.iter().position(|output| {
                 references[output].own.iter().all(|own| own == output || ids.contains_key(own))
@@ -355,7 +411,7 @@ impl Work<'_> {
             let is_out = output == OutputName::out();
             let object = Object {
                 name: self.derivation.object_name(&output),
-                tree: listings[&output].1.digest(),
+                tree: trees[&output].1.digest(),
                 references: all,
                 permissions: if is_out { build.permissions.clone() } else { BTreeMap::new() },
             };
@@ -370,21 +426,21 @@ impl Work<'_> {
         &self,
         build: &Build,
         roots: &Roots,
-        listings: &Trees,
+        trees: &Trees,
+        findings: &Findings,
     ) -> Result<BTreeMap<OutputName, Found>, FailureCause> {
-        let own = Outputs::new(listings);
+        let own = Outputs::new(trees);
         let target = roots.sysroot.as_ref().unwrap_or(&roots.root);
         let libs = Composed::new(target, &roots.libs);
         let tools = Composed::new(&roots.root, &roots.tools);
         let mut references = BTreeMap::new();
-        for (output, (tree, _)) in listings {
-            let findings = scan::scan(&OpenTree::open(tree)?, self.cancel)?;
+        for (output, findings) in findings {
             let ignored = scan::Ignored {
                 everywhere: &build.ignore_references,
                 in_files: &build.for_files.ignore_references,
             };
             let resolved =
-                scan::resolve(&findings, &own, &libs, &tools, ignored).map_err(|unresolved| {
+                scan::resolve(findings, &own, &libs, &tools, ignored).map_err(|unresolved| {
                     FailureCause::References {
                         needs: unresolved.iter().map(ToString::to_string).collect(),
                         hints: scan::hints(&unresolved),
@@ -423,6 +479,15 @@ const PROCESSES: u64 = 4096;
 
 /// Longer than any file that a build has reason to write, shorter than what takes hours to hash.
 const FILE_BYTES: u64 = 64 << 30;
+
+/// What each output needs, as its files say.
+type Findings = BTreeMap<OutputName, Vec<scan::Finding>>;
+
+/// An output that was taken in.
+struct Taken {
+    open: OpenTree,
+    tree: (PathBuf, Arc<Listing>),
+}
 
 /// What an output refers to.
 #[derive(Default)]

@@ -8,8 +8,9 @@
 //! A build can read and write its FIFO as it likes; that is the protocol. So nothing here trusts
 //! what is in there. What is guaranteed, whatever builds do:
 //!
-//! 1. *Tokens handed out and cores reserved never exceed the cores*, but for the moments after a
-//!    build was registered while others still used what is now reserved; until that many tokens
+//! 1. *Tokens handed out and cores reserved never exceed the cores*, but where more builds run than
+//!    there are cores (each has one reserved, and then there is no token), and for the moments after
+//!    a build was registered while others still used what is now reserved; until that many tokens
 //!    came back, none is handed out ([`Broker::spare`] tells the scheduler beforehand).
 //! 2. Jobs of builds that keep to the protocol are never more than that sum.
 //! 3. A build that *hoards* keeps what it was given, which is no more than its fair share while

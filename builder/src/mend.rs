@@ -436,8 +436,7 @@ impl Mending<'_> {
                 return Ok(false);
             }
         }
-        let objects = work.roots().and_then(|roots| work.objects(build, &roots, &trees));
-        let Ok(objects) = objects else { return Ok(false) };
+        let Ok(objects) = work.objects_again(build, &trees) else { return Ok(false) };
         let mut registration = Registration::default();
         for (output, object) in &objects {
             if claim.outputs.get(output) != Some(&object.id()) {

@@ -26,10 +26,12 @@ use crate::open_tree::OpenTree;
 /// As many tasks may wait before another thread is worth its while.
 const WAITING_TASKS: usize = 4;
 
-/// What a crew may touch.
+/// Threads that can touch nothing but what they were lent. There is one at first, that which it is
+/// given to ([`Crew::begin`]); as many more are started as there is work for.
 #[derive(Debug)]
 pub struct Crew {
-    ruleset: RulesetCreated,
+    /// The most threads there are of it.
+    most: usize,
 }
 
 /// The tasks of a crew at work.
@@ -59,9 +61,15 @@ const WRITE: BitFlags<AccessFs> = make_bitflags!(AccessFs::{
 });
 
 impl Crew {
-    /// A crew that may read what lies beneath `read`, and change what lies beneath `written`.
-    pub fn new(read: &[&OpenTree], written: &[&OpenTree]) -> Result<Crew, StoreError> {
-        let confine = || -> Result<RulesetCreated, RulesetError> {
+    /// Does `work` on a thread that may read what lies beneath `read`, and change what lies beneath
+    /// `written`, and that can touch nothing else. Trees that one piece of work goes through more
+    /// than once are lent once: a thread can't be freed again, so each crew is a new one.
+    pub fn begin<R: Send>(
+        read: &[&OpenTree],
+        written: &[&OpenTree],
+        work: impl FnOnce(&Crew) -> R + Send,
+    ) -> Result<R, StoreError> {
+        let ruleset = || -> Result<RulesetCreated, RulesetError> {
             // What this kernel doesn't know of it is left out.
             let known = ABI::V6;
             let mut ruleset = Ruleset::default()
@@ -78,19 +86,29 @@ impl Crew {
         };
         let place = read.iter().chain(written).map(|tree| tree.path()).next();
         let place = place.unwrap_or(Path::new("/"));
-        confine().map(|ruleset| Crew { ruleset }).map_err(|error| not_confined(place, error))
+        let ruleset = ruleset().map_err(|error| not_confined(place, error))?;
+        // Hashing a large file borrows rayon's threads. They mustn't be started from there, because
+        // a thread is confined as the one that starts it is.
+        let crew = Crew { most: rayon::current_num_threads() };
+        let begin = move || match ruleset.restrict_self() {
+            Ok(_) => Ok(work(&crew)),
+            Err(error) => Err(not_confined(place, error)),
+        };
+        std::thread::scope(|scope| {
+            let leader = Builder::new().name(NAME.to_owned()).spawn_scoped(scope, begin).map_err(
+                |source| StoreError::Io { action: "start", path: "a thread".into(), source },
+            )?;
+            leader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     /// Does `work` for each of `tasks`, and for each that it adds, on as many threads as there is
     /// work for. After a failure nothing more is begun; one failure is returned.
-    pub fn run<T: Send, E: Send + From<StoreError>>(
-        self,
+    pub fn run<T: Send, E: Send>(
+        &self,
         tasks: Vec<T>,
         work: impl Fn(T, &Tasks<'_, T>) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
-        // Hashing a large file borrows rayon's threads. They mustn't be started from here, because
-        // a thread is confined as the one that starts it is.
-        let most = rayon::current_num_threads();
         let state = State { waiting: tasks, busy: 0, idle: 0, stopped: false };
         let (state, changed) = (Mutex::new(state), Condvar::new());
         let tasks = Tasks { state: &state, changed: &changed };
@@ -98,20 +116,8 @@ impl Crew {
         let fail = |error: E| {
             failure.lock().expect("no holder panics").get_or_insert(error);
         };
-        let ruleset = self.ruleset;
-        let started = std::thread::scope(|scope| {
-            let (tasks, work, fail) = (&tasks, &work, &fail);
-            let begin = move || match ruleset.restrict_self() {
-                // Threads that are started by this one are confined as it is.
-                Ok(_) => tasks.work_off(scope, most - 1, work, fail),
-                Err(error) => fail(not_confined(Path::new("/"), error).into()),
-            };
-            Builder::new().name(NAME.to_owned()).spawn_scoped(scope, begin).map(drop)
-        });
-        if let Err(source) = started {
-            let path = "a thread".into();
-            return Err(StoreError::Io { action: "start", path, source }.into());
-        }
+        // Threads that are started by this one are confined as it is.
+        std::thread::scope(|scope| tasks.work_off(scope, self.most - 1, &work, &fail));
         failure.into_inner().expect("no holder panics").map_or(Ok(()), Err)
     }
 }
@@ -239,9 +245,8 @@ mod tests {
             let kind = result.expect_err("it leads out").kind();
             assert_eq!(kind, std::io::ErrorKind::PermissionDenied);
         };
-        let crew = Crew::new(&[&read], &[&written]).expect("a crew");
         let ran = AtomicUsize::new(0);
-        crew.run::<_, StoreError>(vec![()], |(), _| {
+        let work = |(), _: &Tasks<'_, ()>| -> Result<(), StoreError> {
             // By path, by a link that is followed, and upwards from a descriptor.
             denied(fs::read(other.path().join("file")).map(drop));
             denied(fs::read("/etc/passwd").map(drop));
@@ -266,8 +271,9 @@ mod tests {
             });
             ran.fetch_add(1, Ordering::Relaxed);
             Ok(())
-        })
-        .expect("ran");
+        };
+        let ran_by = Crew::begin(&[&read], &[&written], |crew| crew.run(vec![()], work));
+        ran_by.expect("a crew").expect("ran");
         assert_eq!(ran.into_inner(), 1);
         // Nobody else is confined, nor are threads that a crew borrows.
         fs::read("/etc/passwd").expect("read");
@@ -279,32 +285,39 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let tree = tree(&directory, "tree");
         let done = AtomicUsize::new(0);
-        let crew = Crew::new(&[&tree], &[]).expect("a crew");
-        crew.run::<_, StoreError>(vec![10_u32], |left, tasks| {
-            done.fetch_add(1, Ordering::Relaxed);
-            (0..2).filter(|_| left > 0).for_each(|_| tasks.add(left - 1));
-            Ok(())
+        Crew::begin(&[&tree], &[], |crew| {
+            crew.run::<_, StoreError>(vec![10_u32], |left, tasks| {
+                done.fetch_add(1, Ordering::Relaxed);
+                (0..2).filter(|_| left > 0).for_each(|_| tasks.add(left - 1));
+                Ok(())
+            })
+            .expect("done");
+            assert_eq!(done.load(Ordering::Relaxed), 2047);
+            // What is done next has nothing to do with what was done before.
+            for _ in 0..2 {
+                let failed = crew.run(vec![0], |number: u32, tasks| {
+                    tasks.add(number + 1);
+                    if number < 100 { Ok(()) } else { Err(StoreError::Cancelled) }
+                });
+                assert!(matches!(failed, Err(StoreError::Cancelled)));
+            }
         })
-        .expect("done");
-        assert_eq!(done.into_inner(), 2047);
-        let crew = Crew::new(&[&tree], &[]).expect("a crew");
-        let failed = crew.run(vec![0], |number: u32, tasks| {
-            tasks.add(number + 1);
-            if number < 100 { Ok(()) } else { Err(StoreError::Cancelled) }
-        });
-        assert!(matches!(failed, Err(StoreError::Cancelled)));
+        .expect("a crew");
     }
 
     #[test]
-    #[should_panic(expected = "a scoped thread panicked")]
     fn a_panic_hangs_nobody() {
         let directory = tempfile::tempdir().expect("a directory");
         let tree = tree(&directory, "tree");
-        let crew = Crew::new(&[&tree], &[]).expect("a crew");
-        let _ = crew.run::<_, StoreError>((0..100).collect(), |number, _| match number {
-            50 => panic!("on purpose"),
-            _ => Ok(()),
+        let ended = std::panic::catch_unwind(|| {
+            Crew::begin(&[&tree], &[], |crew| {
+                crew.run::<_, StoreError>((0..100).collect(), |number, _| match number {
+                    50 => panic!("on purpose"),
+                    _ => Ok(()),
+                })
+            })
         });
+        assert!(ended.is_err());
     }
 
     /// Landlock governs neither modes nor owners nor times: what crews run must not change them,

@@ -34,10 +34,16 @@ pub fn open_followed(path: &Path) -> std::io::Result<File> {
 }
 
 fn open(path: &Path, flags: OFlag) -> std::io::Result<File> {
+    open_sized(path, flags).map(|(file, _)| file)
+}
+
+/// A plain file, and its length in bytes as it is opened.
+fn open_sized(path: &Path, flags: OFlag) -> std::io::Result<(File, u64)> {
     let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
-    if file.metadata()?.is_file() {
-        Ok(file)
+    let metadata = file.metadata()?;
+    if metadata.is_file() {
+        Ok((file, metadata.len()))
     } else {
         Err(std::io::Error::new(ErrorKind::InvalidInput, NOT_PLAIN))
     }
@@ -45,10 +51,12 @@ fn open(path: &Path, flags: OFlag) -> std::io::Result<File> {
 
 /// Reads a whole plain file.
 pub fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut file = open_plain(path)?;
-    // The room for it is asked for here, so that a file too large for memory is an error.
+    let (file, length) = open_sized(path, OFlag::O_NOFOLLOW)?;
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
+    // The room for it is asked for here, so that a file too large for memory is an error. `take`
+    // keeps the file's length from being asked for again.
+    bytes.try_reserve_exact(usize::try_from(length).unwrap_or(usize::MAX))?;
+    file.take(u64::MAX).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -136,7 +144,7 @@ pub fn remove_tree(path: &Path) -> Result<(), StoreError> {
 
 /// Removes what has a name in a directory, as [`remove_tree`] does.
 pub(crate) fn remove_at(at: BorrowedFd<'_>, name: &[u8]) -> nix::Result<()> {
-    if unlink(at, name)? {
+    if unlink(at, name)? || remove_empty(at, name) {
         return Ok(());
     }
     let top = open_own_directory(at, name)?;
@@ -182,6 +190,11 @@ fn unlink(at: BorrowedFd<'_>, name: &[u8]) -> nix::Result<bool> {
     }
 }
 
+/// Removes a directory if there is nothing in it; false if it has to be emptied, or else can't be.
+fn remove_empty(at: BorrowedFd<'_>, name: &[u8]) -> bool {
+    unlinkat(at, name, UnlinkatFlags::RemoveDir).is_ok()
+}
+
 /// Empties a directory; true if something was moved up to `top` instead.
 fn empty_directory(
     top: BorrowedFd<'_>,
@@ -191,7 +204,7 @@ fn empty_directory(
     let mut moved = false;
     for name in entry_names(directory)? {
         let name = name.as_bytes();
-        if unlink(directory, name)? {
+        if unlink(directory, name)? || remove_empty(directory, name) {
             continue;
         }
         let child = open_own_directory(directory, name)?;

@@ -61,7 +61,12 @@ pub struct Limits {
 ///
 /// The top directory itself keeps mode 0755, so that it can still be renamed to another parent.
 pub fn take(tree: &OpenTree, rules: Rules<'_>) -> Result<Listing, StoreError> {
-    Ingest::new(tree, None, rules).run(None)
+    Crew::begin(&[], &[tree], |crew| take_by(crew, tree, rules))?
+}
+
+/// Like [`take`], by a crew that may change the tree.
+pub fn take_by(crew: &Crew, tree: &OpenTree, rules: Rules<'_>) -> Result<Listing, StoreError> {
+    Ingest::new(tree, None, rules).run(crew, None)
 }
 
 /// Copies the tree (or the one file) at `source` to the new directory `destination`, normalised,
@@ -72,14 +77,17 @@ pub fn copy(source: &Path, destination: &Path, rules: Rules<'_>) -> Result<Listi
     std::fs::create_dir(destination).at("create", destination)?;
     let destination = OpenTree::open(destination)?;
     if kind == FileType::Directory {
-        return Ingest::new(&OpenTree::open(source)?, Some(&destination), rules).run(None);
+        let source = OpenTree::open(source)?;
+        let ingest = Ingest::new(&source, Some(&destination), rules);
+        return Crew::begin(&[&source], &[&destination], |crew| ingest.run(crew, None))?;
     }
     let parent = source.parent().unwrap_or(Path::new("/"));
     // Where a user's own path leads is the user's business.
     let parent = OpenTree::open(&parent.canonicalize().at("open", parent)?)?;
     let name = source.file_name().unwrap_or(OsStr::new("file")).as_bytes();
     let one = Listed { name: name.into(), kind };
-    Ingest::new(&parent, Some(&destination), rules).run(Some(one))
+    let ingest = Ingest::new(&parent, Some(&destination), rules);
+    Crew::begin(&[&parent], &[&destination], |crew| ingest.run(crew, Some(one)))?
 }
 
 /// The taking in of one tree.
@@ -133,18 +141,11 @@ impl<'a> Ingest<'a> {
     }
 
     /// Takes in the whole tree, or `one` entry of it.
-    fn run(&self, one: Option<Listed>) -> Result<Listing, StoreError> {
+    fn run(&self, crew: &Crew, one: Option<Listed>) -> Result<Listing, StoreError> {
         let root = Visit::top(Mutex::default());
-        let (first, crew) = match (one, self.destination) {
-            (None, None) => (Task::Directory(root), Crew::new(&[], &[self.source])?),
-            (None, Some(destination)) => {
-                (Task::Directory(root), Crew::new(&[self.source], &[destination])?)
-            }
-            (Some(one), _) => {
-                let destination = self.destination.expect("one entry is copied");
-                let crew = Crew::new(&[self.source], &[destination])?;
-                (Task::Files(self.open(root)?, vec![one]), crew)
-            }
+        let first = match one {
+            None => Task::Directory(root),
+            Some(one) => Task::Files(self.open(root)?, vec![one]),
         };
         crew.run(vec![first], |task, tasks| self.work(task, tasks))?;
         let Done { directories, root } =

@@ -387,7 +387,9 @@ impl<'a> Writing<'a> {
     fn run(self) -> Result<u64, StoreError> {
         let read: Vec<&OpenTree> = self.trees.iter().collect();
         let top = Task::Directory(Visit::top(()), self.composition.root().clone());
-        Crew::new(&read, &[self.to])?.run(vec![top], |task, tasks| self.work(task, tasks))?;
+        Crew::begin(&read, &[self.to], |crew| {
+            crew.run(vec![top], |task, tasks| self.work(task, tasks))
+        })??;
         Ok(self.size_bytes.into_inner())
     }
 

@@ -338,7 +338,9 @@ impl Store {
             damages: Mutex::default(),
         };
         let top = Task::Directory(Vec::new(), listing.digest());
-        Crew::new(&[&tree], &[])?.run(vec![top], |task, tasks| comparing.work(task, tasks))?;
+        Crew::begin(&[&tree], &[], |crew| {
+            crew.run(vec![top], |task, tasks| comparing.work(task, tasks))
+        })??;
         report.files = comparing.files.into_inner();
         report.size_bytes = comparing.size_bytes.into_inner();
         report.damages = comparing.damages.into_inner().expect("no holder panics");

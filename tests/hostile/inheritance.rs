@@ -84,6 +84,15 @@ fn hard_limits_below_every_builds_are_refused() {
         }
         run.exited(3).says(&["raise the hard limit", name, "ulimit -H"]);
     }
+    for limit in ["-s 64", "-n 20", "-f 1", "-v 100000", "-d 100000"] {
+        let run = within(start(&place, &format!("ulimit {limit}"), &["realise", "t.x"]), limit);
+        if may_raise {
+            assert_eq!(run.code, Some(0), "{limit}: {run}");
+            continue;
+        }
+        let name = format!("(ulimit {})", &limit[..2]);
+        run.exited(1).says(&["error: the hard limit", &name, "srp needs"]);
+    }
 }
 
 fn what_the_caller_ignores_stays_ignored() {

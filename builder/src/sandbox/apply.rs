@@ -306,11 +306,7 @@ impl<'a> Setup<'a> {
             let mount = self.take_source(source)?;
             let name = format!("{}/{source}", staging::LAYERS);
             self.directory(&name, 0o755)?;
-            let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | CLOEXEC;
-            let place = openat(self.staging(), name.as_str(), flags, Mode::empty())
-                .during(|| format!("open the place of layer {source}"))?;
-            sys::attach_mount(mount.as_fd(), place.as_fd())
-                .during(|| format!("attach layer {source}"))?;
+            self.attach_in_staging(mount.as_fd(), &name)?;
             names.push(name);
         }
         Ok(names)
@@ -321,10 +317,15 @@ impl<'a> Setup<'a> {
         let attributes =
             MountAttributes { read_only: true, no_devices: true, ..Default::default() };
         let mount = self.staged_mount(from, &attributes)?;
+        self.attach_in_staging(mount.as_fd(), to)
+    }
+
+    /// Attaches a mount at something staged, which it covers.
+    pub(super) fn attach_in_staging(&self, mount: BorrowedFd<'_>, name: &str) -> Done {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | CLOEXEC;
-        let place = openat(self.staging(), to, flags, Mode::empty())
-            .during(|| format!("open the place of {from}"))?;
-        sys::attach_mount(mount.as_fd(), place.as_fd()).during(|| format!("attach {from}"))
+        let place = openat(self.staging(), name, flags, Mode::empty())
+            .during(|| format!("find staged {name}"))?;
+        sys::attach_mount(mount, place.as_fd()).during(|| format!("attach staged {name}"))
     }
 
     /// A directory of the staging file system, alone, at a path of the root.
@@ -385,7 +386,11 @@ impl<'a> Setup<'a> {
         self.attach(mount.as_fd(), target)
     }
 
-    fn staged_mount(&self, name: &str, attributes: &MountAttributes<'_>) -> Done<OwnedFd> {
+    pub(super) fn staged_mount(
+        &self,
+        name: &str,
+        attributes: &MountAttributes<'_>,
+    ) -> Done<OwnedFd> {
         let mount = sys::clone_mount(self.staging(), &c_string(name)?)
             .during(|| format!("take staged {name}"))?;
         sys::set_mount_attributes(mount.as_fd(), attributes)
@@ -434,7 +439,7 @@ fn check_that_nothing_lies_above(root: &OwnedFd) -> Done {
     Ok(())
 }
 
-const NONE: Option<&str> = None;
+pub(super) const NONE: Option<&str> = None;
 pub(super) const CLOEXEC: OFlag = OFlag::O_CLOEXEC;
 
 /// A detached mount of a directory or file of the host, without what is mounted below it.

@@ -9,7 +9,7 @@
 //! | blocked signals | unblocked |
 //! | descriptors | closed when srp executes a program; closed 0, 1 and 2 are `/dev/null` (Rust's runtime) |
 //! | soft limits of memory, files, file sizes and the stack | raised to the hard ones |
-//! | hard limits lower than every build's | refused with an error, unless srp is root and can raise them |
+//! | hard limits lower than every build's, or than srp's own needs | refused with an error, unless srp is root and can raise them |
 //! | umask | srp's own files are never taken from their owner, nor given to others to write; builds have 022 |
 //! | personality | none |
 //! | working directory | the launcher's is `/`: a deleted one matters to relative paths only |
@@ -52,14 +52,33 @@ const NEEDED: &[(Resource, u64)] = &[
     (Resource::RLIMIT_MSGQUEUE, MESSAGE_QUEUE_BYTES),
 ];
 
+/// The limits without which srp itself ends in the midst of something, with the shell's name of each.
+const OWN_NEEDS: &[(Resource, libc::rlim_t, &str)] = &[
+    (Resource::RLIMIT_AS, 1 << 30, "memory (ulimit -v)"),
+    (Resource::RLIMIT_DATA, 1 << 30, "data (ulimit -d)"),
+    (Resource::RLIMIT_FSIZE, 64 << 20, "file sizes (ulimit -f)"),
+    (Resource::RLIMIT_STACK, 1 << 20, "the stack (ulimit -s)"),
+    (Resource::RLIMIT_NOFILE, 256, "open files (ulimit -n)"),
+];
+
+/// A hard limit of whoever started srp that is too low for srp, which may not raise it.
+#[derive(Debug, thiserror::Error)]
+#[error("the hard limit of {what} is {hard}, and srp needs {needed} at least")]
+pub struct LowLimit {
+    what: &'static str,
+    hard: libc::rlim_t,
+    needed: libc::rlim_t,
+}
+
 /// The step that fails where a hard limit is in a build's way.
 pub(super) const LIMITS_STEP: &str = "give builds the limits that they always have";
 
 /// Brings this process into the state that srp expects, whoever started it. To be called first of
 /// all, before there are threads.
 ///
-/// Nothing here fails: what can't be changed is met again, as an error, where it matters.
-pub fn normalise_process() {
+/// A limit that is too low, and can't be raised, is an error. What else can't be changed is met
+/// again, as an error, where it matters.
+pub fn normalise_process() -> Result<(), LowLimit> {
     // An ignored SIGCHLD makes the kernel reap children itself, and waiting for them fail.
     let _ = sys::set_disposition(Signal::SIGCHLD, Disposition::Default);
     // A file that grows beyond the caller's limit is an error of that write, not the end of srp.
@@ -79,6 +98,13 @@ pub fn normalise_process() {
     let mask = umask(Mode::empty());
     umask(mask & (Mode::S_IRWXG | Mode::S_IRWXO) | Mode::S_IWGRP | Mode::S_IWOTH);
     let _ = personality::set(Persona::empty());
+    for (resource, needed, what) in OWN_NEEDS {
+        let Ok((_, hard)) = getrlimit(*resource) else { continue };
+        if hard < *needed && setrlimit(*resource, *needed, *needed).is_err() {
+            return Err(LowLimit { what, hard, needed: *needed });
+        }
+    }
+    Ok(())
 }
 
 /// Whether the caller had this signal ignored, and wants srp to ignore it, too.

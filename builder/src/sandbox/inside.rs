@@ -7,30 +7,25 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::fcntl::{OFlag, openat};
 use nix::libc;
-use nix::sys::stat::{Mode, UtimensatFlags, fstat, fstatat, major, minor, utimensat};
+use nix::mount::{MsFlags, mount};
+use nix::sys::stat::{Mode, UtimensatFlags, fstat, major, minor, stat, utimensat};
 use nix::sys::time::TimeSpec;
 use srp_store::TREE_TIME_SECONDS;
 
-use super::apply::{CLOEXEC, Done, Setup, Trouble, While, c_string, staging, write_file};
+use super::apply::{CLOEXEC, Done, NONE, Setup, Trouble, While, c_string, staging, write_file};
 use super::sys::{self, MountAttributes};
 use super::told;
 
-/// What in `/proc` tells about the host, or would let root act on it, and no build needs.
-const MASKED: &[&str] = &[
-    "acpi",
-    "asound",
-    "bus",
+/// What in `/proc` tells about the host, or would let root act on it, and no build needs: files.
+const MASKED_FILES: &[&str] = &[
     "cmdline",
     "config.gz",
     "diskstats",
-    "driver",
-    "fs",
     "interrupts",
     "iomem",
     "ioports",
-    "irq",
     "kallsyms",
     "kcore",
     "keys",
@@ -41,12 +36,14 @@ const MASKED: &[&str] = &[
     "modules",
     "partitions",
     "sched_debug",
-    "scsi",
     "softirqs",
     "sysrq-trigger",
     "timer_list",
     "timer_stats",
 ];
+
+/// Directories of that kind.
+const MASKED_DIRECTORIES: &[&str] = &["acpi", "asound", "bus", "driver", "fs", "irq", "scsi"];
 
 /// How many pseudo-terminals a sandbox can have at one time: their number on the machine is limited.
 const TERMINALS: &CStr = c"64";
@@ -85,22 +82,20 @@ impl Setup<'_> {
         self.attach_staged(staging::DEV, "/dev", &attributes)?;
         let attributes = MountAttributes { no_devices: true, ..plain };
         self.attach_staged(staging::SHM, "/dev/shm", &attributes)?;
+        // They can be written to, but their owners and times are the host's.
+        let attributes = MountAttributes { read_only: true, ..plain };
         for (name, device_major, device_minor) in DEVICES {
             let path = format!("/dev/{name}");
-            let device = sys::clone_mount_at(&c_string(path.as_str())?)
-                .during(|| format!("take the host's {path}"))?;
-            let found = fstat(&device).during(|| format!("examine the host's {path}"))?;
+            let covered = self.cover(&path, &path)?;
+            let found = stat(covered.as_str()).during(|| format!("examine the host's {path}"))?;
             let is_device = found.st_mode & libc::S_IFMT == libc::S_IFCHR;
             let number = (major(found.st_rdev), minor(found.st_rdev));
             if !is_device || number != (*device_major, *device_minor) {
                 let action = format!("check that the host's {path} is that device");
                 return Err(Trouble { action, errno: Errno::ENODEV });
             }
-            // They can be written to, but their owners and times are the host's.
-            let attributes = MountAttributes { read_only: true, ..plain };
-            sys::set_mount_attributes(device.as_fd(), &attributes)
+            sys::set_mount_attributes_at(&c_string(covered)?, &attributes)
                 .during(|| format!("restrict {path}"))?;
-            self.attach(device.as_fd(), &path)?;
         }
         let options = [(c"mode", c"0620"), (c"ptmxmode", c"0666"), (c"max", TERMINALS)];
         let terminals = sys::new_filesystem(c"devpts", &options, &plain)
@@ -133,18 +128,34 @@ impl Setup<'_> {
         sys::set_mount_attributes(sys.as_fd(), &read_only)
             .during(|| "make /proc/sys read-only".to_owned())?;
         self.attach(sys.as_fd(), "/proc/sys")?;
-        for name in MASKED {
-            let found = match fstatat(proc, *name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-                Err(Errno::ENOENT) => continue,
-                found => found.during(|| format!("examine /proc/{name}"))?,
-            };
-            let cover = match found.st_mode & libc::S_IFMT {
-                libc::S_IFDIR => staging::NO_ENTRIES,
-                _ => staging::NOTHING,
-            };
-            self.attach_staged(cover, &format!("/proc/{name}"), &read_only)?;
+        for (cover, names) in
+            [(staging::NOTHING, MASKED_FILES), (staging::NO_ENTRIES, MASKED_DIRECTORIES)]
+        {
+            // A copy of a mount has its attributes, so these are set once.
+            let covering = self.staged_mount(cover, &read_only)?;
+            self.attach_in_staging(covering.as_fd(), cover)?;
+            for name in names {
+                match self.cover(cover, &format!("/proc/{name}")) {
+                    // Kernels differ in what they have.
+                    Err(Trouble { errno: Errno::ENOENT, .. }) | Ok(_) => {}
+                    Err(trouble) => return Err(trouble),
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Mounts a copy of `source` at a path beneath a mount of the sandbox's own, `/dev` or `/proc`;
+    /// that path as it is seen from here.
+    ///
+    /// By paths: which costs the kernel a fraction of what it does by descriptors. The working
+    /// directory is the staging area; no link lies on the way from there to `/dev` and `/proc`,
+    /// else these couldn't have been attached, nor is there any in them that the host made.
+    fn cover(&self, source: &str, target: &str) -> Done<String> {
+        let seen = format!("{}{target}", staging::ROOT);
+        mount(Some(source), seen.as_str(), NONE, MsFlags::MS_BIND, NONE)
+            .during(|| format!("cover {target}"))?;
+        Ok(seen)
     }
 
     pub(super) fn tell_otherwise(&mut self, path: &str) -> Done {
@@ -188,11 +199,7 @@ impl Setup<'_> {
         self.emulators.push((found.st_dev, found.st_ino));
         let interpreter = format!("{}/{}", staging::EMULATORS, handler.name);
         self.file(&interpreter, 0o444, b"")?;
-        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | CLOEXEC;
-        let place = openat(self.staging(), interpreter.as_str(), flags, Mode::empty())
-            .during(|| format!("open the place of {}", handler.name))?;
-        sys::attach_mount(emulator.as_fd(), place.as_fd())
-            .during(|| format!("attach {}", handler.emulator.display()))?;
+        self.attach_in_staging(emulator.as_fd(), &interpreter)?;
         let instance = self.binfmt.as_ref().expect("Binfmt comes before RegisterHandler");
         // Flag F makes the kernel open the interpreter now, relative to the working directory,
         // which is the staging area. Afterwards no path leads to it.

@@ -55,7 +55,7 @@ pub use cgroup::memory_limit_bytes;
 pub(crate) use cgroup::out_of_memory_kills;
 pub use error::SandboxError;
 pub use features::{Feature, features};
-pub use inherited::{is_ignored, normalise_process};
+pub use inherited::{LowLimit, is_ignored, normalise_process};
 pub use launcher::Launcher;
 pub use outcome::{Isolation, Limit, LimitsBy, NotStarted, Observation, Outcome, Status};
 pub use plan::{

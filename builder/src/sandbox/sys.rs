@@ -3,7 +3,7 @@
 //! This is the only file of the project with `unsafe` in it. It holds no policy: what is called,
 //! in which order and why stands in `apply`, `init` and `zygote`.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_int};
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -122,20 +122,34 @@ pub(super) fn set_mount_attributes(
     mount: BorrowedFd<'_>,
     attributes: &MountAttributes<'_>,
 ) -> Result<()> {
+    let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
+    mount_setattr(mount.as_raw_fd(), c"", flags, attributes)
+}
+
+/// [`set_mount_attributes`] for the mount that lies at a path.
+pub(super) fn set_mount_attributes_at(path: &CStr, attributes: &MountAttributes<'_>) -> Result<()> {
+    mount_setattr(libc::AT_FDCWD, path, libc::AT_SYMLINK_NOFOLLOW, attributes)
+}
+
+fn mount_setattr(
+    at: RawFd,
+    path: &CStr,
+    flags: c_int,
+    attributes: &MountAttributes<'_>,
+) -> Result<()> {
     let mut set =
         libc::mount_attr { attr_set: attributes.bits(), attr_clr: 0, propagation: 0, userns_fd: 0 };
     if let Some(map) = attributes.id_map {
         set.attr_set |= libc::MOUNT_ATTR_IDMAP;
         set.userns_fd = map.as_raw_fd() as u64;
     }
-    // SAFETY: the descriptor is open, the path is a C string, and `set` is a mount_attr whose size
-    // is passed along.
+    // SAFETY: the path is a C string, and `set` is a mount_attr whose size is passed along.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            at,
+            path.as_ptr(),
+            flags,
             &raw const set,
             size_of::<libc::mount_attr>(),
         )

@@ -22,7 +22,7 @@ use nix::unistd::{Gid, Pid, Uid, fchown, getegid, geteuid, pipe2, setgroups};
 
 use super::apply::prepare_source;
 use super::features;
-use super::inherited::{normalise_process, raise_hard_limits};
+use super::inherited::{LIMITS_STEP, normalise_process, raise_hard_limits};
 use super::init::{self, Inheritance};
 use super::plan::Stdio;
 use super::sys::{self, Cloned};
@@ -76,7 +76,8 @@ enum Identity {
 }
 
 fn serve() -> Result<(), Failure> {
-    normalise_process();
+    normalise_process()
+        .map_err(|limit| Failure::new(LIMITS_STEP, limit.to_string(), Errno::EPERM))?;
     let at = |action: &'static str| move |errno| Failure::new("start", action, errno);
     let io = |e: std::io::Error| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO));
     let socket = std::io::stdin()

@@ -10,7 +10,7 @@ use std::fmt;
 use std::io;
 
 use memchr::memmem::Finder;
-use srp_store::{OpenTree, StoreError};
+use srp_store::{Crew, OpenTree, StoreError};
 
 use super::{ScanError, containers, walk};
 use crate::archive::{Budget, Exceeded, LargeFiles};
@@ -54,6 +54,7 @@ impl fmt::Display for Occurrence {
 /// Searches every file of `tree` for every one of `needles`, but those that `allowed` says of by
 /// their paths in the tree. The result is sorted.
 pub fn forbidden(
+    crew: &Crew,
     tree: &OpenTree,
     needles: &[&str],
     allowed: &(dyn Fn(&str) -> bool + Sync),
@@ -65,7 +66,7 @@ pub fn forbidden(
     }
     let needles = Needles::new(&needles);
     let shared = LargeFiles::new(OUTPUT_LIMIT_BYTES);
-    let mut occurrences = super::each(tree, cancel, |entry| {
+    let mut occurrences = super::each(crew, tree, cancel, |entry| {
         if allowed(&entry.name) {
             return Ok(Vec::new());
         }

@@ -22,7 +22,16 @@ fn never() -> CancelToken {
 }
 
 fn everywhere(tree: &std::path::Path, needles: &[&str]) -> Result<Vec<Occurrence>, ScanError> {
-    forbidden(&OpenTree::open(tree).unwrap(), needles, &|_| false, &never())
+    searched(&OpenTree::open(tree).unwrap(), needles, &|_| false, &never())
+}
+
+fn searched(
+    tree: &OpenTree,
+    needles: &[&str],
+    allowed: &(dyn Fn(&str) -> bool + Sync),
+    cancel: &CancelToken,
+) -> Result<Vec<Occurrence>, ScanError> {
+    Crew::begin(&[tree], &[], |crew| forbidden(crew, tree, needles, allowed, cancel))?
 }
 
 /// What is found in one file of these bytes, as messages.
@@ -285,7 +294,7 @@ fn what_decoders_may_hold_is_bounded() {
         assert!(error.hints()[0].contains("allow_sandbox_paths = {\"f\": "), "{name}: {error}");
         // And by the file's name it is let alone.
         let open = OpenTree::open(tree.path()).unwrap();
-        assert_eq!(forbidden(&open, NEEDLES, &|file| file == "f", &never()).unwrap(), []);
+        assert_eq!(searched(&open, NEEDLES, &|file| file == "f", &never()).unwrap(), []);
     }
     // lzip's largest is what its tool takes.
     assert_eq!(found(&lzip), [""; 0]);
@@ -301,7 +310,7 @@ fn a_search_that_is_cancelled_ends_at_once() {
         let search = scope.spawn(|| {
             let began = std::time::Instant::now();
             let tree = OpenTree::open(tree.path()).unwrap();
-            (forbidden(&tree, NEEDLES, &|_| false, &cancel), began.elapsed())
+            (searched(&tree, NEEDLES, &|_| false, &cancel), began.elapsed())
         });
         std::thread::sleep(std::time::Duration::from_millis(200));
         let cancelled = std::time::Instant::now();

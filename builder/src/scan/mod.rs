@@ -188,8 +188,8 @@ impl ScanError {
 /// A file that only looks like ELF (a test's corpus, a truncated download) has no needs; it is
 /// mentioned in the trace. Object files, kernel modules, core dumps and split debug files have
 /// none either.
-pub fn scan(tree: &OpenTree, cancel: &CancelToken) -> Result<Vec<Finding>, ScanError> {
-    let mut findings = each(tree, cancel, |file| match file.kind {
+pub fn scan(crew: &Crew, tree: &OpenTree, cancel: &CancelToken) -> Result<Vec<Finding>, ScanError> {
+    let mut findings = each(crew, tree, cancel, |file| match file.kind {
         walk::Kind::Regular => scan_file(tree, file),
         walk::Kind::Symlink => Ok(Vec::new()),
     })?;
@@ -209,15 +209,16 @@ enum Task {
 /// So many files are one task.
 const FILES_PER_TASK: usize = 32;
 
-/// What comes of each of the files of a tree, read by threads that can touch nothing else.
+/// What comes of each of the files of a tree that the crew may read.
 fn each<T: Send>(
+    crew: &Crew,
     tree: &OpenTree,
     cancel: &CancelToken,
     work: impl Fn(&walk::Found) -> Result<Vec<T>, ScanError> + Sync,
 ) -> Result<Vec<T>, ScanError> {
     let all = Mutex::new(Vec::new());
     let top = vec![Task::Directory(Vec::new())];
-    Crew::new(&[tree], &[])?.run(top, |task, tasks| {
+    crew.run(top, |task, tasks| {
         let (mut files, mut directories) = (Vec::new(), Vec::new());
         match task {
             Task::Directory(path) => walk::list(tree, &path, &mut files, &mut directories)?,

@@ -13,6 +13,10 @@ use tempfile::TempDir;
 
 use super::*;
 
+fn scanned(tree: &OpenTree) -> Result<Vec<Finding>, ScanError> {
+    Crew::begin(&[tree], &[], |crew| scan(crew, tree, &never()))?
+}
+
 /// Objects are directories; the earlier one wins.
 struct Directories(Vec<PathBuf>);
 
@@ -115,7 +119,7 @@ impl World {
     }
 
     fn check(&self, libs: &[&str], tools: &[&str], expected: Result<&[(&str, Provider)], &[&str]>) {
-        let findings = scan(&self.tree("own"), &never()).unwrap();
+        let findings = scanned(&self.tree("own")).unwrap();
         let resolved = self.resolve(&findings, libs, tools);
         let resolved = resolved.as_ref().map_err(Vec::as_slice).map(|resolved| {
             resolved
@@ -150,7 +154,7 @@ fn programs_of_this_machine_resolve_against_this_machine() {
         let path = Path::new("/usr/bin").join(program);
         world.file("own", &format!("usr/bin/{program}"), fs::read(path).unwrap());
     }
-    let findings = scan(&world.tree("own"), &never()).unwrap();
+    let findings = scanned(&world.tree("own")).unwrap();
     let interpreters = findings.iter().filter(|f| matches!(f.need, Need::Interpreter { .. }));
     assert_eq!(interpreters.count(), 3, "{findings:#?}");
 
@@ -293,7 +297,7 @@ fn what_is_not_loaded_needs_nothing() {
     let mut truncated = fs::read(&foo).unwrap();
     truncated.truncate(300);
     world.file("own", "usr/share/truncated", &truncated);
-    assert_eq!(scan(&world.tree("own"), &never()).unwrap(), []);
+    assert_eq!(scanned(&world.tree("own")).unwrap(), []);
 }
 
 #[test]
@@ -355,7 +359,7 @@ fn pkg_config_modules_are_needed_to_build() {
     world.file("own", "usr/share/pkgconfig/bar.pc", "Name: bar\n");
     world.file("own", "usr/share/doc/foo/example.pc", "Requires: nothing\n");
     world.file("zlib", "usr/lib/aarch64-linux-gnu/pkgconfig/z.pc", "Name: z\n");
-    let findings = scan(&world.tree("own"), &never()).unwrap();
+    let findings = scanned(&world.tree("own")).unwrap();
     assert!(findings.iter().all(|finding| finding.kind == Kind::Develop));
     world.check(&["zlib"], &[], Ok(&[("bar", Provider::Own(0)), ("z", Provider::Lib(0))]));
     world.check(
@@ -371,7 +375,7 @@ fn pkg_config_modules_are_needed_to_build() {
 fn ignored_needs_may_use_patterns() {
     let world = World::new();
     world.file("own", "usr/bin/foo", "#!/usr/bin/python3.13\n");
-    let findings = scan(&world.tree("own"), &never()).unwrap();
+    let findings = scanned(&world.tree("own")).unwrap();
     let nothing = Directories(Vec::new());
     for (pattern, ignored) in [
         ("/usr/bin/python3.13", true),
@@ -459,7 +463,7 @@ fn needs_are_ignored_in_one_file_only() {
     let world = World::new();
     world.file("own", "usr/bin/foo", "#!/usr/bin/python3\n");
     world.file("own", "usr/share/test/foreign", "#!/usr/bin/python3\n");
-    let findings = scan(&world.tree("own"), &never()).unwrap();
+    let findings = scanned(&world.tree("own")).unwrap();
     let nothing = Directories(Vec::new());
     let everywhere = BTreeMap::new();
     let unresolved = |file: &str, need: &str| {
@@ -485,7 +489,7 @@ fn scripts_that_configure_say_what_can_be_done() {
     let world = World::new();
     world.file("own", "usr/bin/curl-config", "#!/bin/sh\n");
     world.file("own", "usr/bin/run", "#!/bin/sh\n");
-    let findings = scan(&world.tree("own"), &never()).unwrap();
+    let findings = scanned(&world.tree("own")).unwrap();
     let nothing = Directories(Vec::new());
     let none = BTreeMap::new();
     let errors = resolve(&findings, &nothing, &nothing, &nothing, everywhere(&none)).unwrap_err();

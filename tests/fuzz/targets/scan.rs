@@ -16,6 +16,8 @@ static TREE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     fs::write(TREE.path().join("file"), bytes).expect("written");
     let tree = srp_store::OpenTree::open(TREE.path()).expect("it is there");
-    let _ = srp_builder::scan::scan(&tree, &CANCEL);
-    let _ = srp_builder::scan::forbidden(&tree, &["/srp/build"], &|_| false, &CANCEL);
+    let _ = srp_store::Crew::begin(&[&tree], &[], |crew| {
+        let _ = srp_builder::scan::scan(crew, &tree, &CANCEL);
+        srp_builder::scan::forbidden(crew, &tree, &["/srp/build"], &|_| false, &CANCEL)
+    });
 });
