@@ -408,8 +408,21 @@ fn rule_section(program: &mut Program, rule: Rule, owner: (u32, u32)) {
     program.answer(ALLOW);
 }
 
-/// FS_IOC_SETFLAGS, FS_IOC32_SETFLAGS, FS_IOC_FSSETXATTR, FS_IOC_GETFSUUID, FS_IOC_GETFSSYSFSPATH.
-const FILE_ATTRIBUTES: &[u32] = &[0x4008_6602, 0x4004_6602, 0x401C_5820, 0x8011_1500, 0x8081_1501];
+/// FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, both as 32-bit programs call them, FS_IOC_FSGETXATTR,
+/// FS_IOC_FSSETXATTR, FS_IOC_GETFSUUID and FS_IOC_GETFSSYSFSPATH.
+///
+/// Reading, too: what is read is the host's file system (`extents`, `nocow`), and who copies a file
+/// with what it read (bsdcpio) takes it for a failure that it can't be set.
+const FILE_ATTRIBUTES: &[u32] = &[
+    0x8008_6601,
+    0x4008_6602,
+    0x8004_6601,
+    0x4004_6602,
+    0x801C_581F,
+    0x401C_5820,
+    0x8011_1500,
+    0x8081_1501,
+];
 
 fn socket_section(program: &mut Program) {
     const TYPE_MASK: u32 = 0xF; // above it lie SOCK_NONBLOCK and SOCK_CLOEXEC
@@ -646,6 +659,7 @@ mod tests {
         on_all("ioctl", [0, 0x5423, 0, 0, 0, 0], errno(libc::EPERM));
         on_all("ioctl", [0, 0x541C, 0, 0, 0, 0], errno(libc::EPERM));
         on_all("ioctl", [0, 0x4008_6602, 0, 0, 0, 0], errno(libc::ENOTTY)); // FS_IOC_SETFLAGS
+        on_all("ioctl", [0, 0x8008_6601, 0, 0, 0, 0], errno(libc::ENOTTY)); // FS_IOC_GETFLAGS
         on_all("ioctl", [0, 0x5401, 0, 0, 0, 0], ALLOW); // TCGETS
         on_all("ioctl", [0, 0x4004_9409, 0, 0, 0, 0], ALLOW); // FICLONE
         on_all("ioctl", [0, 0x5000_940E, 0, 0, 0, 0], errno(libc::ENOTTY)); // BTRFS_IOC_SUBVOL_CREATE
