@@ -153,6 +153,7 @@ pub(crate) fn ensure(
     if let Some(objects) = present(store, &goals.keys())? {
         return Ok(objects);
     }
+    store.let_gate_go()?;
     let graph = goals.graph()?;
     let keys = graph.keys();
     Workshop::open(context, effort)?.realise(context, store, &graph.request(keys))

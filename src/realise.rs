@@ -73,7 +73,7 @@ pub(crate) fn run(context: &Context, arguments: &Arguments) -> CommandResult {
     if arguments.dry_run {
         return dry_run(context, &store, &attributes(&targets), arguments);
     }
-    let realised = realise(context, &store, &targets, &arguments.effort)?;
+    let realised = realise(context, &store, &targets, arguments)?;
     if !arguments.no_root {
         for (target, (object, _)) in targets.iter().zip(&realised) {
             if let Target::Attribute(attr) = target {
@@ -100,7 +100,7 @@ fn realise(
     context: &Context,
     store: &Store,
     targets: &[Target],
-    effort: &Effort,
+    arguments: &Arguments,
 ) -> CommandResult<Vec<(ObjectName, Option<InputKey>)>> {
     let attrs = attributes(targets);
     let mut made = if attrs.is_empty() {
@@ -108,7 +108,11 @@ fn realise(
     } else {
         let goals = Goals::of(context, Some(store), &attrs)?;
         let keys = goals.keys();
-        let objects = building::ensure(context, store, goals, effort)?;
+        if arguments.rootfs.is_none() {
+            // Most often there is nothing to do, and this is through in a moment.
+            store.hold_gate()?;
+        }
+        let objects = building::ensure(context, store, goals, &arguments.effort)?;
         objects.into_iter().zip(keys.into_iter().map(Some)).collect::<Vec<_>>().into_iter()
     };
     let object = |target: &Target| match target {

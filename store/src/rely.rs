@@ -11,7 +11,8 @@
 //! something; in between it learns what was added since from `locks/collecting`, to which everybody
 //! appends the same lines while that file is there.
 //!
-//! Who can't append because the disk is full keeps the gate instead, until it ends. Who may not
+//! Who is through in a moment, if all is as it hopes ([`Store::hold_gate`]), keeps the gate instead
+//! of writing anything; and so does who can't append because the disk is full, until it ends. Who may not
 //! write to the store relies on nothing, and may find that something is gone.
 
 use std::collections::HashSet;
@@ -80,8 +81,10 @@ pub(crate) struct Relying {
     used: HashSet<ObjectId>,
     /// Where it is said, and how long that is.
     file: Option<(File, u64)>,
-    /// The gate, if that had to be taken instead.
+    /// The gate, if that is kept instead.
     kept: Option<Gate>,
+    /// Whether what is relied on is to be said when the gate is let go.
+    briefly: bool,
 }
 
 /// A lock of the directory `locks/`: shared by those who rely on something, exclusive for those who
@@ -119,6 +122,31 @@ impl Store {
         Ok(())
     }
 
+    /// Lets nothing be collected until [`let_gate_go`](Store::let_gate_go) or the end of this process:
+    /// for who only looks whether everything is here, which takes a moment.
+    pub fn hold_gate(&self) -> Result<(), StoreError> {
+        if self.is_writable() && self.relies {
+            let mut relying = self.relying.lock().expect("no holder panics");
+            if relying.kept.is_none() {
+                relying.kept = Some(Gate::shared(self)?);
+                relying.briefly = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets collections go on. What this process has come to rely on meanwhile is said now, and what
+    /// it will, as it comes.
+    pub fn let_gate_go(&self) -> Result<(), StoreError> {
+        let mut relying = self.relying.lock().expect("no holder panics");
+        if !std::mem::take(&mut relying.briefly) {
+            return Ok(());
+        }
+        let gate = relying.kept.take();
+        let all: Vec<Relied> = relying.said.iter().copied().collect();
+        if all.is_empty() { Ok(()) } else { self.say_or_keep(&mut relying, &all, gate) }
+    }
+
     /// Keeps these from being collected while this process has the store open. To be said before it
     /// is asked whether they are here.
     pub(crate) fn rely(&self, on: impl IntoIterator<Item = Relied>) -> Result<(), StoreError> {
@@ -127,6 +155,9 @@ impl Store {
         }
         let mut relying = self.relying.lock().expect("no holder panics");
         if relying.kept.is_some() {
+            if relying.briefly {
+                relying.said.extend(on);
+            }
             return Ok(());
         }
         let new: Vec<Relied> = on.into_iter().filter(|it| !relying.said.contains(it)).collect();
@@ -134,15 +165,26 @@ impl Store {
             return Ok(());
         }
         let gate = Gate::shared(self)?;
-        match self.say(&mut relying, &new) {
-            Ok(()) => relying.said.extend(new),
+        self.say_or_keep(&mut relying, &new, Some(gate))?;
+        relying.said.extend(new);
+        Ok(())
+    }
+
+    /// Says what is relied on, with the gate held, which is kept if the disk is full.
+    fn say_or_keep(
+        &self,
+        relying: &mut Relying,
+        new: &[Relied],
+        gate: Option<Gate>,
+    ) -> Result<(), StoreError> {
+        match self.say(relying, new) {
             Err(StoreError::Io { source, .. }) if is_full(&source) => {
                 tracing::debug!("the disk is full: collections wait until this process ends");
-                relying.kept = Some(gate);
+                relying.kept = gate;
+                Ok(())
             }
-            Err(error) => return Err(error),
+            said => said,
         }
-        Ok(())
     }
 
     fn say(&self, relying: &mut Relying, new: &[Relied]) -> Result<(), StoreError> {

@@ -82,7 +82,24 @@ type Kept<K, V> = quick_cache::sync::Cache<K, V, MemoryBytes>;
 /// How much listings and records are kept in memory, each.
 const KEPT_BYTES: u64 = 128 << 20;
 /// How many of them that is expected to be.
-const KEPT_ITEMS: usize = 4096;
+const KEPT_ITEMS: usize = 1024;
+
+/// In so many parts is locked what is kept. To ask how many processors there are would take longer
+/// than all else that opening a store does.
+const SHARDS: usize = 8;
+
+fn kept<K: Eq + std::hash::Hash, V: Clone>() -> Kept<K, V>
+where
+    MemoryBytes: Weighter<K, V>,
+{
+    let options = quick_cache::OptionsBuilder::new()
+        .shards(SHARDS)
+        .estimated_items_capacity(KEPT_ITEMS)
+        .weight_capacity(KEPT_BYTES)
+        .build()
+        .expect("both capacities are set");
+    Kept::with_options(options, MemoryBytes, Default::default(), Default::default())
+}
 
 /// What something that is kept takes in memory, roughly.
 #[derive(Clone, Copy, Debug)]
@@ -163,8 +180,8 @@ impl Store {
             session: Mutex::default(),
             relying: Mutex::default(),
             relies: true,
-            listings: Kept::with_weighter(KEPT_ITEMS, KEPT_BYTES, MemoryBytes),
-            infos: Kept::with_weighter(KEPT_ITEMS, KEPT_BYTES, MemoryBytes),
+            listings: kept(),
+            infos: kept(),
             stamps: verification::Remembered::default(),
             assuring: Mutex::default(),
             given_up: Mutex::default(),

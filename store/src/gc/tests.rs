@@ -298,6 +298,33 @@ fn derivations_and_sources_stay_with_what_was_made_of_them() {
 }
 
 #[test]
+fn who_holds_the_gate_is_waited_for_and_then_relies_on_what_it_saw() {
+    let place = Place::new();
+    let (seen, gone) = {
+        let store = place.open();
+        (add(&store, "seen", "s", &[]), add(&store, "gone", "g", &[]))
+    };
+    let (process, collector) = (place.open(), place.open());
+    process.hold_gate().expect("held");
+    assert!(process.contains_closure(&[seen.id()]).expect("asked"));
+    assert!(
+        !place
+            .root()
+            .join("tmp")
+            .read_dir()
+            .expect("listed")
+            .any(|it| { it.expect("an entry").path().join("relied").exists() })
+    );
+    let impatient = Control { is_cancelled: &|| true, ..Control::NONE };
+    let ended = collector.collect_garbage(&ALL, &impatient);
+    assert!(matches!(ended, Err(StoreError::Cancelled)), "{ended:?}");
+    process.let_gate_go().expect("said");
+    collector.collect_garbage(&ALL, &Control::NONE).expect("collected").expect("alone");
+    assert!(place.open().contains_closure(&[seen.id()]).expect("asked"));
+    assert!(!place.open().contains_closure(&[gone.id()]).expect("asked"));
+}
+
+#[test]
 fn a_composed_root_that_is_used_stays_with_its_listing() {
     let place = Place::new();
     let process = place.open();
