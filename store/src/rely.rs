@@ -122,14 +122,20 @@ impl Store {
         Ok(())
     }
 
-    /// Lets nothing be collected until [`let_gate_go`](Store::let_gate_go) or the end of this process:
-    /// for who only looks whether everything is here, which takes a moment.
+    /// Lets no collection begin until [`let_gate_go`](Store::let_gate_go) or the end of this process:
+    /// for who only looks whether everything is here, and makes it a root, which takes a moment.
+    ///
+    /// A collection that runs has read the roots already, and has to hear what is relied on: beside
+    /// one this does nothing.
     pub fn hold_gate(&self) -> Result<(), StoreError> {
         if self.is_writable() && self.relies {
             let mut relying = self.relying.lock().expect("no holder panics");
             if relying.kept.is_none() {
-                relying.kept = Some(Gate::shared(self)?);
-                relying.briefly = true;
+                let gate = Gate::shared(self)?;
+                if !self.collecting_path().try_exists().unwrap_or(true) {
+                    relying.kept = Some(gate);
+                    relying.briefly = true;
+                }
             }
         }
         Ok(())

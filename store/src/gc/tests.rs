@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 
@@ -322,6 +323,42 @@ fn who_holds_the_gate_is_waited_for_and_then_relies_on_what_it_saw() {
     collector.collect_garbage(&ALL, &Control::NONE).expect("collected").expect("alone");
     assert!(place.open().contains_closure(&[seen.id()]).expect("asked"));
     assert!(!place.open().contains_closure(&[gone.id()]).expect("asked"));
+}
+
+/// The collection has read the roots by then: a root that is made afterwards is none to it.
+#[test]
+fn who_comes_to_hold_the_gate_during_a_collection_is_heard() {
+    let place = Place::new();
+    let seen = add(&place.open(), "seen", "s", &[]);
+    let (process, collector) = (place.open(), place.open());
+    let (asked, begun) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let collect = || {
+            let progress = |_| {
+                // First when all is planned, and nothing removed.
+                begun.store(true, Ordering::SeqCst);
+                while !asked.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+            };
+            let control = Control { progress: &progress, ..Control::NONE };
+            collector.collect_garbage(&ALL, &control).expect("collected").expect("alone")
+        };
+        let collecting = scope.spawn(collect);
+        while !begun.load(Ordering::SeqCst) && !collecting.is_finished() {
+            std::thread::yield_now();
+        }
+        assert!(begun.load(Ordering::SeqCst), "it says nothing of its progress");
+        process.hold_gate().expect("asked");
+        let here = process.contains_closure(&[seen.id()]).expect("asked");
+        if here {
+            process.set_root("seen", &seen.path_name()).expect("set");
+        }
+        drop(process);
+        asked.store(true, Ordering::SeqCst);
+        collecting.join().expect("no panic");
+        assert_eq!(place.open().contains_closure(&[seen.id()]).expect("asked"), here);
+    });
 }
 
 #[test]
