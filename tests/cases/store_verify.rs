@@ -247,6 +247,58 @@ fn each_is_mended_by_what_is_nearest() {
 }
 
 #[test]
+fn whatever_lies_in_the_place_of_a_directory_is_moved_aside() {
+    let ground = Ground::new();
+    let names = [
+        "objects",
+        "trees",
+        "info",
+        "realisations/static",
+        "realisations/resolved",
+        "derivations",
+        "eval",
+        "logs",
+        "roots",
+        "composed",
+        "sources",
+        "statements",
+        "rebuilt",
+        "imported",
+        "served",
+        "caches",
+        "trash",
+        "partial",
+        "audits",
+        "replaced",
+        "index",
+    ];
+    for (number, name) in names.into_iter().enumerate() {
+        ground.begin();
+        let path = ground.place.store().join(name);
+        if path.exists() {
+            remove(&path);
+        }
+        match number % 3 {
+            0 => fs::write(&path, "a file").unwrap(),
+            1 => nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap(),
+            _ => symlink("nowhere", &path).unwrap(),
+        }
+        let found = ground.place.srp(&["store", "verify", "--all"]);
+        assert_eq!(found.code, Some(4), "{name}: {found}");
+        assert!(format!("{found}").contains("it is no directory"), "{name}: {found}");
+        let mended = ground.place.srp(&["store", "verify", "--all", "--repair"]);
+        assert_eq!(mended.code, Some(0), "{name}: {mended}");
+        assert!(path.is_dir(), "{name}");
+        let beside = list(path.parent().unwrap());
+        let is_aside = |it: &PathBuf| it.to_str().unwrap().contains("-aside.");
+        assert!(beside.iter().any(is_aside), "{name}: {beside:?}");
+        let again = ground.place.srp(&["store", "verify", "--all"]);
+        assert_eq!(again.code, Some(0), "{name}: {again}");
+        assert_eq!(ground.place.srp(GOALS).succeeded().stdout, ground.expected, "{name}");
+    }
+}
+
+#[test]
 fn a_build_that_comes_out_differently_is_no_repair() {
     let place = Place::new(
         r#"return {"": sh("unsteady", "cat /proc/sys/kernel/random/uuid > $out/usr/id")}"#,

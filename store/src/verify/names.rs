@@ -111,7 +111,10 @@ pub(super) fn named<T: ToString>(
 ) -> Result<Vec<(T, PathBuf)>, StoreError> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
-        // One that must be there is missed elsewhere.
+        // One that must be there is missed elsewhere, and what is no directory may have been found.
+        Err(_) if report.findings.iter().any(|finding| finding.path == directory) => {
+            return Ok(Vec::new());
+        }
         Err(error) => {
             let looked = Looked::<()>::failed(error);
             report.take(Subject::Directory, directory, looked);
@@ -141,7 +144,12 @@ pub(super) fn named<T: ToString>(
 impl Store {
     /// What killed processes left in `tmp/`, `eval/` and beside `meta`.
     pub(super) fn find_leftovers(&self, report: &mut Report) -> Result<(), StoreError> {
-        for path in files::entries(&self.directory("tmp"))? {
+        // What is no directory is a finding of its own.
+        let entries = |directory: PathBuf| match directory.is_dir() {
+            true => files::entries(&directory),
+            false => Ok(Vec::new()),
+        };
+        for path in entries(self.directory("tmp"))? {
             // A lock alone is of one who died between the two, or is about to make the directory.
             let is_lock = path.extension().is_some_and(|it| it == "lock");
             if !is_lock && !is_held(&path.with_extension("lock")) {
@@ -149,13 +157,15 @@ impl Store {
             }
         }
         for directory in [self.directory("eval"), self.root().to_owned()] {
-            for path in files::entries(&directory)? {
+            for path in entries(directory)? {
                 if path.file_name().is_some_and(staged::is_staged) && !is_held(&path) {
                     report.leftovers.push(path);
                 }
             }
         }
-        report.leftovers.extend(self.unused_replaced()?);
+        if self.directory("replaced").is_dir() {
+            report.leftovers.extend(self.unused_replaced()?);
+        }
         report.leftovers.sort();
         Ok(())
     }

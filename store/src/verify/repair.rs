@@ -165,9 +165,18 @@ impl Store {
                     upgrade::upgrade(self.root(), 1, true)?;
                     finding.mended(Remedy::Derived("the directories beside it".to_owned()));
                 }
-                Subject::Directory if !finding.path.exists() => {
+                Subject::Directory if !finding.path.is_dir() => {
+                    let mut source = "the store's layout".to_owned();
+                    // Nothing of srp's: but nobody's to lose, either.
+                    if fs::symlink_metadata(&finding.path).is_ok() {
+                        let name = finding.path.file_name().unwrap_or_default().to_string_lossy();
+                        let aside = format!("{name}-aside{}", files::temporary_name());
+                        let aside = finding.path.with_file_name(aside);
+                        fs::rename(&finding.path, &aside).at("move aside", &finding.path)?;
+                        source += &format!(" (what lay there is {} now)", aside.display());
+                    }
                     fs::create_dir_all(&finding.path).at("create", &finding.path)?;
-                    finding.mended(Remedy::Derived("the store's layout".to_owned()));
+                    finding.mended(Remedy::Derived(source));
                 }
                 _ => {}
             }

@@ -73,6 +73,21 @@ enum SourceName {
     Partial(String),
 }
 
+/// Directories of a store that whoever first has something for them makes.
+const MADE_WHEN_NEEDED: &[&str] = &[
+    "statements",
+    "rebuilt",
+    "imported",
+    "imported/realisations",
+    "served",
+    "caches",
+    "trash",
+    "partial",
+    "audits",
+    "replaced",
+    "index",
+];
+
 impl Store {
     /// Looks at everything but the bytes of trees, composed roots and sources.
     pub(super) fn verify_structure(&self, how: &Verification<'_>) -> Result<Report, StoreError> {
@@ -115,10 +130,21 @@ impl Store {
             // Their owner may have put them elsewhere.
             let looked = match fs::metadata(&path) {
                 Ok(found) if found.is_dir() => continue,
-                Ok(_) => Looked::<()>::Wrong("it is no directory".to_owned()),
+                // Links that lead nowhere, too.
+                _ if fs::symlink_metadata(&path).is_ok_and(|found| !found.is_dir()) => {
+                    Looked::<()>::Wrong("it is no directory".to_owned())
+                }
+                Ok(_) => continue,
                 Err(error) => Looked::failed(error).required(),
             };
             report.take(Subject::Directory, &path, looked);
+        }
+        for name in MADE_WHEN_NEEDED {
+            let path = self.directory(name);
+            let is_there = fs::symlink_metadata(&path).is_ok();
+            if is_there && !fs::metadata(&path).is_ok_and(|found| found.is_dir()) {
+                report.find(Subject::Directory, &path, "it is no directory");
+            }
         }
         Ok(())
     }
