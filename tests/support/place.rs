@@ -163,7 +163,16 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) fn of(command: &mut Command) -> Run {
-        Run::from(command.output().unwrap())
+        loop {
+            match command.output() {
+                // A copy that was just written: another test's child, which hasn't executed yet,
+                // still has it open.
+                Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+                output => return Run::from(output.unwrap()),
+            }
+        }
     }
 
     pub(crate) fn succeeded(self) -> Run {
