@@ -55,7 +55,7 @@ const NEEDED: &[(Resource, u64)] = &[
 /// The limits without which srp itself ends in the midst of something, with the shell's name of each.
 const OWN_NEEDS: &[(Resource, libc::rlim_t, &str)] = &[
     (Resource::RLIMIT_AS, 1 << 30, "memory (ulimit -v)"),
-    (Resource::RLIMIT_DATA, 256 << 20, "data (ulimit -d)"),
+    (Resource::RLIMIT_DATA, 272 << 20, "data (ulimit -d)"),
     (Resource::RLIMIT_FSIZE, 64 << 20, "file sizes (ulimit -f)"),
     (Resource::RLIMIT_STACK, 1 << 20, "the stack (ulimit -s)"),
     (Resource::RLIMIT_NOFILE, 256, "open files (ulimit -n)"),

@@ -408,8 +408,9 @@ fn rule_section(program: &mut Program, rule: Rule, owner: (u32, u32)) {
     program.answer(ALLOW);
 }
 
-/// FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, both as 32-bit programs call them, FS_IOC_FSGETXATTR,
-/// FS_IOC_FSSETXATTR, FS_IOC_GETFSUUID and FS_IOC_GETFSSYSFSPATH.
+/// FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, both as 32-bit programs call them, FS_IOC_GETVERSION and
+/// FS_IOC_SETVERSION (the generation of an inode) likewise, FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR,
+/// FS_IOC_GETFSUUID and FS_IOC_GETFSSYSFSPATH.
 ///
 /// Reading, too: what is read is the host's file system (`extents`, `nocow`), and who copies a file
 /// with what it read (bsdcpio) takes it for a failure that it can't be set.
@@ -418,6 +419,10 @@ const FILE_ATTRIBUTES: &[u32] = &[
     0x4008_6602,
     0x8004_6601,
     0x4004_6602,
+    0x8008_7601,
+    0x4008_7602,
+    0x8004_7601,
+    0x4004_7602,
     0x801C_581F,
     0x401C_5820,
     0x8011_1500,
