@@ -84,8 +84,8 @@ const KEPT_BYTES: u64 = 128 << 20;
 /// How many of them that is expected to be.
 const KEPT_ITEMS: usize = 1024;
 
-/// In so many parts is locked what is kept. To ask how many processors there are would take longer
-/// than all else that opening a store does.
+/// The parts of each that are locked by themselves. Left out, every start of srp would ask the control
+/// group how many processors there are.
 const SHARDS: usize = 8;
 
 fn kept<K: Eq + std::hash::Hash, V: Clone>() -> Kept<K, V>

@@ -211,11 +211,15 @@ fn search_symlink(
     let target =
         tree.link(&entry.path).map_err(|error| walk::unreadable(tree, &entry.path, error))?;
     let mut found = vec![None; needles.len()];
-    needles.find(&target, 0, &mut found);
+    // Links were made relative, so one at the top that led to `/srp/build` says `srp/build`.
+    let root: &[u8] = if entry.path.contains(&b'/') { b"" } else { b"/" };
+    needles.find(&[root, &target].concat(), 0, &mut found);
+    let before = root.len() as u64;
+    let found = found.into_iter().map(|at| at.map(|at| at.saturating_sub(before)));
     let hit = |(needle, offset): (usize, Option<u64>)| {
         Some(Hit { needle, offset: offset?, inside: None })
     };
-    Ok(found.into_iter().enumerate().filter_map(hit).collect())
+    Ok(found.enumerate().filter_map(hit).collect())
 }
 
 #[cfg(test)]

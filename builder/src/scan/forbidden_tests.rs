@@ -404,3 +404,19 @@ proptest! {
         prop_assert_eq!(out, bytes);
     }
 }
+
+#[test]
+fn links_at_the_top_are_searched_as_they_were_before_they_were_made_relative() {
+    let tree = TempDir::new().unwrap();
+    fs::create_dir(tree.path().join("usr")).unwrap();
+    symlink("srp/build/x", tree.path().join("top")).unwrap();
+    symlink("../srp/out/y", tree.path().join("usr/below")).unwrap();
+    symlink("usr/srp-build", tree.path().join("other")).unwrap();
+    symlink("srp/build/z", tree.path().join("usr/own")).unwrap();
+    let found = everywhere(tree.path(), NEEDLES).unwrap();
+    let found: Vec<_> = found.iter().map(Occurrence::to_string).collect();
+    assert_eq!(
+        found,
+        ["top contains /srp/build at byte 0", "usr/below contains /srp/out at byte 2"]
+    );
+}
